@@ -1,0 +1,1 @@
+"""What two or more papers share. Nothing here knows a paper."""

@@ -1,0 +1,13 @@
+"""Weights from and to the public hub's directory format (safetensors + config.json)."""
+
+from common.interop.weights import (
+    check_and_load,
+    fuse_qkv,
+    load_config,
+    load_weights,
+    read_checkpoint,
+    save_weights,
+    split_qkv,
+)
+
+__all__ = ["check_and_load", "fuse_qkv", "load_config", "load_weights", "read_checkpoint", "save_weights", "split_qkv"]
