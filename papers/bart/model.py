@@ -1,0 +1,350 @@
+"""BART (Sec. 2.1, 3): a post-norm encoder-decoder Transformer with one embedding matrix, and its task heads."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import EncoreError
+from common.layers import LayerCache, Transformer, key_padding_mask
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+POSITION_OFFSET = 2  # the first token uses row 2 of the position table, a relic of fairseq's padding index 1
+Cache = list[LayerCache]
+
+
+def shift_right(target: Tensor) -> Tensor:
+    """Decoder input of a target (B, T): everything one step later, `</s>` first. `<s> a b </s>` -> `</s> <s> a b`."""
+    return torch.cat([target.new_full((target.shape[0], 1), EOS), target[:, :-1]], dim=1)
+
+
+class Stack(nn.Module):
+    """Learned positions, LayerNorm on the embedding sum, dropout, and post-norm layers; no LayerNorm at the end."""
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        max_positions: int,
+        *,
+        cross: bool,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(max_positions + POSITION_OFFSET, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = dropout
+        self.blocks = Transformer(
+            depth,
+            dim,
+            num_heads,
+            mlp_dim,
+            norm="post",
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            activation_dropout=activation_dropout,
+            cross_dim=dim if cross else None,
+        )
+
+    def forward(
+        self,
+        embedded: Tensor,
+        *,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """embedded: (B, N, D) token embeddings. Returns (B, N, D). With a cache the positions count on from its length."""
+        past = cache[0].self_attention.length if cache else 0
+        length = embedded.shape[1]
+        available = self.positions.num_embeddings - POSITION_OFFSET
+        if past + length > available:
+            raise EncoreError(f"a sequence of {past + length} tokens, but the model has {available} positions; cut it")
+        positions = self.positions.weight[POSITION_OFFSET + past : POSITION_OFFSET + past + length]
+        x = F.dropout(self.norm(embedded + positions), self.dropout, self.training)
+        cross = {} if context is None else {"context": context, "context_mask": context_mask}
+        return self.blocks(x, mask=mask, is_causal=is_causal, cache=cache, **cross)
+
+
+class BART(nn.Module):
+    """Encoder, decoder and the embedding they share with the output softmax.
+
+    Padding is read off the token ids (id 1). `depth` layers in the encoder and as many in the decoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        max_positions: int = 1024,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "vocab_size": vocab_size,
+            "dim": dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_dim": mlp_dim,
+            "max_positions": max_positions,
+            "dropout": dropout,
+            "attention_dropout": attention_dropout,
+            "activation_dropout": activation_dropout,
+        }
+        stack = {k: v for k, v in self.config.items() if k != "vocab_size"}
+        self.tokens = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+        self.encoder = Stack(**stack, cross=False)  # type: ignore[arg-type]
+        self.decoder = Stack(**stack, cross=True)  # type: ignore[arg-type]
+        self.apply(init_weights)
+
+    def encode(self, source: Tensor) -> Tensor:
+        """source: (B, N) ids -> (B, N, D)."""
+        return self.encode_embedded(self.tokens(source), source.ne(PAD))
+
+    def encode_embedded(self, embedded: Tensor, valid: Tensor) -> Tensor:
+        """The encoder on something else than its own token embeddings: (B, N, D), valid (B, N) bool -> (B, N, D)."""
+        return self.encoder(embedded, mask=key_padding_mask(valid))
+
+    def decode(self, inputs: Tensor, memory: Tensor, valid: Tensor, cache: Cache | None = None) -> Tensor:
+        """inputs: (B, T) ids, `</s>` first; memory: (B, N, D); valid: (B, N) bool, True at real source tokens.
+
+        Returns the top states (B, T, D). With a cache, inputs are only the tokens it has not seen yet.
+        """
+        return self.decoder(
+            self.tokens(inputs), is_causal=True, context=memory, context_mask=key_padding_mask(valid), cache=cache
+        )
+
+    def forward(self, source: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Top decoder states (B, T, D). Without `inputs` the decoder reads the source itself, shifted (Sec. 3.1)."""
+        inputs = shift_right(source) if inputs is None else inputs
+        return self.decode(inputs, self.encode(source), source.ne(PAD))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V): the embedding matrix again, no bias and no transform before it."""
+        return F.linear(hidden, self.tokens.weight)
+
+    def loss(self, source: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross entropy of the whole target (B, T), not only of what the noise took away. Scalar, nats a token.
+
+        Logits are computed for real tokens only: padding costs neither memory nor time.
+        """
+        hidden = self(source, shift_right(target))
+        real = target.ne(PAD)
+        return F.cross_entropy(self.logits(hidden[real]), target[real], label_smoothing=label_smoothing)
+
+
+class ClassificationHead(nn.Module):
+    """dropout, dense, tanh, dropout, projection. (B, D) -> (B, C)"""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
+
+
+class BARTClassifier(nn.Module):
+    """Sequence classification (Sec. 3.1): encoder and decoder read the same text; the decoder's state at the LAST `</s>`
+    has seen all of it and is classified. num_classes 1 is regression."""
+
+    def __init__(self, bart: BART, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.bart = bart
+        self.head = ClassificationHead(bart.tokens.embedding_dim, num_classes, dropout)
+        self.head.apply(init_weights)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """source: (B, N) ids, each row with at least one `</s>` -> (B, C)."""
+        hidden = self.bart(source)
+        return self.head(hidden[torch.arange(len(source), device=source.device), last_eos(source)])
+
+
+def last_eos(source: Tensor) -> Tensor:
+    """(B, N) ids -> (B,) position of the last `</s>` of every row. Raises EncoreError when a row has none."""
+    is_eos = source.eq(EOS)
+    if not bool(is_eos.any(dim=1).all()):
+        raise EncoreError("a row has no </s> token to classify at; end every text with </s> (cut it before, not after)")
+    return source.shape[1] - 1 - is_eos.flip(1).int().argmax(dim=1)
+
+
+class BARTTokenClassifier(nn.Module):
+    """Token classification (Sec. 3.2): the decoder's top state of every token is classified.
+
+    With two classes read as start and end of an answer it is the SQuAD model (see best_span).
+    """
+
+    def __init__(self, bart: BART, num_classes: int) -> None:
+        super().__init__()
+        self.bart = bart
+        self.out = nn.Linear(bart.tokens.embedding_dim, num_classes)
+        self.out.apply(init_weights)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """source: (B, N) ids -> (B, N, C)."""
+        return self.out(self.bart(source))
+
+
+def best_span(start: Tensor, end: Tensor, valid: Tensor, max_length: int = 30) -> tuple[Tensor, Tensor]:
+    """Most likely answer: start, end logits (B, N), valid (B, N) bool -> first and last position, each (B,).
+
+    Maximises start[i] + end[j] over valid i <= j < i + max_length.
+    """
+    length = start.shape[1]
+    i = torch.arange(length, device=start.device)
+    allowed = (i[:, None] <= i[None, :]) & (i[None, :] < i[:, None] + max_length)
+    allowed = allowed & valid[:, :, None] & valid[:, None, :]
+    score = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, float("-inf"))
+    best = score.flatten(1).argmax(dim=1)
+    return best // length, best % length
+
+
+class BARTTranslator(nn.Module):
+    """Translation into the language of BART (Sec. 3.4): a new source encoder takes the place of the encoder's token
+    embedding, so all of BART becomes a pre-trained decoder.
+
+    The source encoder is a Stack of its own over a foreign vocabulary; its output gets BART's positions and LayerNorm.
+    """
+
+    def __init__(self, bart: BART, source_vocab_size: int, depth: int = 6) -> None:
+        super().__init__()
+        self.bart = bart
+        stack = {k: v for k, v in bart.config.items() if k != "vocab_size"}
+        self.source_tokens = nn.Embedding(source_vocab_size, bart.tokens.embedding_dim, padding_idx=PAD)
+        self.source_encoder = Stack(**(stack | {"depth": depth}), cross=False)  # type: ignore[arg-type]
+        self.source_tokens.apply(init_weights)
+        self.source_encoder.apply(init_weights)
+
+    def encode(self, source: Tensor) -> Tensor:
+        """source: (B, N) foreign ids -> (B, N, D), what BART's decoder attends to."""
+        valid = source.ne(PAD)
+        foreign = self.source_encoder(self.source_tokens(source), mask=key_padding_mask(valid))
+        return self.bart.encode_embedded(foreign, valid)
+
+    def forward(self, source: Tensor, inputs: Tensor) -> Tensor:
+        """source: (B, N) foreign ids; inputs: (B, T) shifted target ids -> top decoder states (B, T, D)."""
+        return self.bart.decode(inputs, self.encode(source), source.ne(PAD))
+
+    def loss(self, source: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """As BART.loss."""
+        hidden, real = self(source, shift_right(target)), target.ne(PAD)
+        return F.cross_entropy(self.bart.logits(hidden[real]), target[real], label_smoothing=label_smoothing)
+
+    def train_new_parts(self) -> None:
+        """Phase one: only the source encoder, BART's positions and the self-attention input projection of its first
+        encoder layer learn."""
+        self.bart.requires_grad_(False)
+        self.bart.encoder.positions.requires_grad_(True)
+        self.bart.decoder.positions.requires_grad_(True)
+        self.bart.encoder.blocks.layers[0].attn.qkv.requires_grad_(True)
+
+    def train_everything(self) -> None:
+        """Phase two: all parameters, for a small number of steps."""
+        self.requires_grad_(True)
+
+
+def init_weights(module: nn.Module) -> None:
+    """BERT's initialisation: N(0, 0.02) for linear and embedding weights, zero biases, zero padding row."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+
+def bart_base(
+    vocab_size: int = 50265, dropout: float = 0.1, attention_dropout: float = 0.0, max_positions: int = 1024
+) -> BART:
+    """6 + 6 layers, width 768: 139,420,416 parameters."""
+    return BART(
+        vocab_size=vocab_size,
+        dim=768,
+        depth=6,
+        num_heads=12,
+        mlp_dim=3072,
+        max_positions=max_positions,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+    )
+
+
+def bart_large(
+    vocab_size: int = 50265, dropout: float = 0.1, attention_dropout: float = 0.0, max_positions: int = 1024
+) -> BART:
+    """12 + 12 layers, width 1024: 406,291,456 parameters."""
+    return BART(
+        vocab_size=vocab_size,
+        dim=1024,
+        depth=12,
+        num_heads=16,
+        mlp_dim=4096,
+        max_positions=max_positions,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+    )
+
+
+def bart_large_cnn(dropout: float = 0.1, attention_dropout: float = 0.0) -> BART:
+    """The summarisation checkpoints (CNN/DM, XSum) have no row for `<mask>`: 50,264 entries, 406,290,432 parameters."""
+    return bart_large(50264, dropout, attention_dropout)
+
+
+def bart_large_mnli(dropout: float = 0.1, attention_dropout: float = 0.0) -> BARTClassifier:
+    """Large with the three-class head of the MNLI checkpoint (contradiction, neutral, entailment)."""
+    return BARTClassifier(bart_large(dropout=dropout, attention_dropout=attention_dropout), num_classes=3)
+
+
+def bart_tiny(
+    vocab_size: int = 2000, dropout: float = 0.1, attention_dropout: float = 0.0, max_positions: int = 128
+) -> BART:
+    """2 + 2 layers, width 128: the size of our small-scale claims (1.2 M parameters with 2,000 entries)."""
+    return BART(
+        vocab_size=vocab_size,
+        dim=128,
+        depth=2,
+        num_heads=4,
+        mlp_dim=512,
+        max_positions=max_positions,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+    )
+
+
+def bart_large_translator(source_vocab_size: int = 40000) -> BARTTranslator:
+    """Large behind a six-layer source encoder. The size of the foreign vocabulary is ours; the paper does not give it."""
+    return BARTTranslator(bart_large(), source_vocab_size)
+
+
+class BERTOfEqualDepth(nn.Module):
+    """As many layers as BART-base has in all, encoder only, with the same vocabulary: what the paper compares sizes with
+    (Sec. 2.1: BART has roughly 10 % more parameters)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(50265, 768)
+        dropout = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+        self.encoder = Stack(12, 768, 12, 3072, 512, cross=False, **dropout)
+        self.transform = nn.Sequential(nn.Linear(768, 768), nn.GELU(), nn.LayerNorm(768))
+
+
+def parameters_over_bert() -> float:
+    """Parameters of BART-base over those of an equally deep BERT with its extra layer before word prediction."""
+    bart, bert = (sum(p.numel() for p in m.parameters()) for m in (bart_base(), BERTOfEqualDepth()))
+    return bart / bert
