@@ -81,23 +81,27 @@ def save_weights(directory: str | Path, state: State, config: dict[str, Any]) ->
         temporary.unlink(missing_ok=True)
 
 
-def check_and_load(model: nn.Module, state: State, source: str | Path) -> None:
-    """load_state_dict(strict) whose error is one line: which names are missing or unknown, which shapes differ."""
+def check_fits(model: nn.Module, state: State, source: str | Path) -> None:
+    """Raises EncoreError, in one line, when names are missing or unknown or shapes differ; `source` is named in it."""
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
     shapes = [
-        f"{k} is {tuple(state[k].shape)}, the model wants {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if own[k].shape != state[k].shape
+        f"{key} is {tuple(state[key].shape)}, the model wants {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
     ]
     problems = [f"missing {names(missing)}"] if missing else []
     problems += [f"unknown {names(unknown)}"] if unknown else []
     problems += [f"other size: {names(sorted(shapes), '; ')}"] if shapes else []
     if problems:
-        raise EncoreError(
-            f"{source}: weights do not fit {type(model).__name__}: {', '.join(problems)}; pick the matching size"
-        )
+        what = ", ".join(problems)
+        raise EncoreError(f"{source}: weights do not fit {type(model).__name__}: {what}; pick the matching size")
+
+
+def check_and_load(model: nn.Module, state: State, source: str | Path) -> None:
+    """load_state_dict(strict) after check_fits."""
+    check_fits(model, state, source)
     model.load_state_dict(state)
 
 

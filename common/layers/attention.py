@@ -39,7 +39,8 @@ class KVCache:
 class Attention(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017, Sec. 3.2).
 
-    Self-attention keeps queries, keys and values in one `qkv` matrix; with `kv_dim` given it is cross-attention, with `q`
+    Self-attention keeps queries, keys and values in one `qkv` matrix; with `kv_dim` given it is cross-attention,
+    with `q`
     for the queries (from x) and `kv` for keys and values (from a context of width kv_dim).
 
     qkv_bias: True, False, or "qv": queries and values have a bias, keys have none (BEiT, VideoMAE). A key bias moves

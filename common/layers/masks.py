@@ -1,4 +1,5 @@
-"""Attention masks. Everywhere in Encore a bool mask means True = may attend, as in torch's scaled_dot_product_attention."""
+"""Attention masks. Everywhere in Encore a bool mask means True = may attend, as in torch's
+scaled_dot_product_attention."""
 
 import torch
 from torch import Tensor

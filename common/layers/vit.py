@@ -12,7 +12,8 @@ from common.layers.transformer import Transformer
 class ViT(nn.Module):
     """Pre-norm ViT with a class token and learned absolute positions.
 
-    `norm_pre` adds CLIP's LayerNorm between embedding and blocks. `num_classes` > 0 adds a linear head on the class token.
+    `norm_pre` adds CLIP's LayerNorm between embedding and blocks. `num_classes` > 0 adds a linear head on the class
+    token.
     """
 
     def __init__(

@@ -18,7 +18,8 @@ def gather_with_grad(x: Tensor) -> Tensor:
 
 
 def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, *, gather: bool = False) -> Tensor:
-    """Symmetric InfoNCE (CLIP, Fig. 3): mean of the cross entropies of a -> b and b -> a; pair i of a belongs to pair i of b.
+    """Symmetric InfoNCE (CLIP, Fig. 3): mean of the cross entropies of a -> b and b -> a; pair i of a belongs to
+    pair i of b.
 
     a, b: (N, D), L2-normalised; scale: inverse temperature that multiplies the cosines. Returns a scalar.
 

@@ -25,7 +25,8 @@ def keep_tokens(x: Tensor, keep: Tensor) -> Tensor:
 
 
 def put_tokens(kept: Tensor, keep: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-    """Inverse of keep_tokens: kept (B, K, D) goes back to where keep (B, N) is True, `fill` (scalar or (D,)) elsewhere."""
+    """Inverse of keep_tokens: kept (B, K, D) goes back to where keep (B, N) is True, `fill` (scalar or (D,))
+    elsewhere."""
     fill = torch.as_tensor(fill, dtype=kept.dtype, device=kept.device)
     full = fill.expand(*keep.shape, kept.shape[-1]).clone()
     full[keep] = kept.flatten(0, 1)

@@ -1,0 +1,1 @@
+"""Command line, runs, optimizers, schedules, exact resume, throughput."""

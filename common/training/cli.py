@@ -1,0 +1,116 @@
+"""The train script of every paper: Lightning's command line with Encore's trainer.
+
+    python -m papers.clip.train fit --config papers/clip/configs/cpu.yaml [--trainer.max_steps 100] [--ckpt_path last]
+
+A config names the module and the data module by class path. Logs go to metrics.csv in trainer.default_root_dir, and
+with
+--log tensorboard or --log wandb (offline unless WANDB_MODE says otherwise) to these as well. last.ckpt is written every
+--checkpoint_every steps; --ckpt_path last continues from it exactly.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from common.errors import EncoreError
+from common.interop import read_checkpoint
+from common.interop.weights import check_fits
+from common.training.throughput import Throughput
+from common.training.trainer import MetricsCSV, last_checkpoint, standard_callbacks
+
+
+class EncoreCLI(LightningCLI):
+    """LightningCLI in subclass mode, with exact resume, one-line errors and a choice of loggers."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--log", default="csv", choices=["csv", "tensorboard", "wandb"], help="log here beside the CSV"
+        )
+        parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between two last.ckpt")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        folder = Path(self._get(self.config_init, "trainer.default_root_dir") or "runs/train")
+        kwargs.setdefault("default_root_dir", str(folder))
+        if self._get(self.config_init, "trainer.logger") is None:
+            kwargs["logger"] = [MetricsCSV(folder), *extra_loggers(self._get(self.config_init, "log"), folder)]
+        own = [*standard_callbacks(folder, self._get(self.config_init, "checkpoint_every")), Throughput()]
+        kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *own]
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take hyper-parameters from the checkpoint here; in Encore the config alone states them."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand:
+            self.config[self.subcommand]["weights_only"] = True
+
+    def before_fit(self) -> None:
+        self._check_checkpoint()
+
+    before_validate = before_test = before_predict = before_fit
+
+    def _check_checkpoint(self) -> None:
+        """Turn `last` into a path, and a damaged or unfitting checkpoint into an error that names it."""
+        config = self.config_init[self.subcommand]
+        path = config.get("ckpt_path")
+        if path == "last":
+            path = last_checkpoint(self.trainer.default_root_dir)
+            config["ckpt_path"] = path
+            if path is None:
+                logging.getLogger("encore").warning(
+                    "no last.ckpt in %s: starting afresh", self.trainer.default_root_dir
+                )
+        if path:
+            checkpoint = read_checkpoint(path)
+            if "state_dict" not in checkpoint:
+                raise EncoreError(
+                    f"{path}: has no state_dict, so it is not a training checkpoint; load weights through the config"
+                )
+            check_fits(self.model, checkpoint["state_dict"], path)
+
+
+def extra_loggers(kind: str, folder: Path) -> list[Logger]:
+    """TensorBoard or Weights & Biases beside the CSV; wandb works offline unless WANDB_MODE is set."""
+    if kind == "tensorboard":
+        return [TensorBoardLogger(str(folder), name="tensorboard", version="")]
+    if kind == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        folder.mkdir(parents=True, exist_ok=True)
+        return [WandbLogger(project="encore", save_dir=str(folder), offline=os.environ["WANDB_MODE"] == "offline")]
+    return []
+
+
+def run(args: list[str] | None = None) -> EncoreCLI:
+    """Parse `args` (default: the command line) and do what they say. Raises EncoreError on bad input."""
+    callbacks = [RichProgressBar(leave=True)] if sys.stderr.isatty() and sys.stdout.isatty() else []
+    return EncoreCLI(
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "callbacks": callbacks,
+            "max_epochs": -1,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": bool(callbacks),
+        },
+        seed_everything_default=0,
+        args=args,
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """`run` for a terminal: bad input is one line on stderr and exit code 2."""
+    try:
+        run(args)
+    except EncoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
