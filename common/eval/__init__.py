@@ -1,1 +1,4 @@
-"""Protocols shared by papers: linear probe, kNN, retrieval, zero-shot, multi-view averaging, ROUGE. Import the module you need."""
+"""Protocols shared by papers: linear probe, kNN, retrieval, zero-shot, multi-view averaging, ROUGE.
+
+Import the module you need.
+"""
