@@ -1,0 +1,268 @@
+"""The command `encore`. Every command imports what it needs when it runs, so that help, list and show start at once."""
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import catalog, paths
+from benchmarks.schema import Paper, pick
+from common.errors import EncoreError
+
+SCALES = ("smoke", "cpu", "gpu", "paper")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Papers, played again: what each one reported and what this code gives.",
+)
+
+
+def _slugs(incomplete: str) -> list[str]:
+    names = [file.parent.name for file in sorted((paths.root() / "papers").glob("*/paper.yaml"))]
+    return [name for name in [*names, "all"] if name.startswith(incomplete)]
+
+
+def _scales(incomplete: str) -> list[str]:
+    return [scale for scale in SCALES if scale.startswith(incomplete)]
+
+
+PaperName = Annotated[str, typer.Argument(help="slug of a paper, see `encore list`", autocompletion=_slugs)]
+PapersName = Annotated[str, typer.Argument(help="slug of a paper, or all", autocompletion=_slugs)]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for other programs")]
+Scale = Annotated[
+    str, typer.Option(help="smoke (seconds), cpu (minutes), gpu, paper (the published recipe)", autocompletion=_scales)
+]
+
+
+@app.command("list")
+def list_papers(as_json: AsJson = False) -> None:
+    """All papers with their facts, verdicts and missing parts."""
+    from benchmarks.standing import Standing
+
+    standings = [Standing(paper) for paper in catalog.load_all().values()]
+    if as_json:
+        return _print_json([standing.brief() for standing in standings])
+    from benchmarks.table import console, overview
+
+    console().print(overview(standings) if standings else "no papers yet: see CONTRIBUTING.md")
+    return None
+
+
+@app.command()
+def show(paper: PaperName, as_json: AsJson = False) -> None:
+    """One paper: claims, reported numbers beside ours, choices, missing parts."""
+    from benchmarks.standing import Standing
+
+    standing = Standing(catalog.load_one(paper))
+    if as_json:
+        return _print_json(standing.full())
+    from benchmarks.table import console, print_standing
+
+    out = console()
+    print_standing(standing, out)
+    for title, lines in (("our choices", standing.paper.choices), ("missing parts", standing.missing)):
+        if lines:
+            out.print(f"{title}:", *(f"  - {line}" for line in lines), sep="\n", markup=False)
+    return None
+
+
+@app.command()
+def facts(paper: PapersName = "all", as_json: AsJson = False) -> None:
+    """Build every published size on the meta device and compare its figures with the paper's."""
+    from benchmarks.facts import compute
+
+    out: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    for each in catalog.select(paper):
+        results = compute(each)
+        wrong += [
+            f"{each.slug} {fact.id}: {fact.verdict} {fact.error}".rstrip()
+            for fact in results
+            if fact.verdict != "match"
+        ]
+        keys = ("id", "quantity", "reported", "computed", "verdict")
+        out += [{"paper": each.slug, **{key: getattr(fact, key) for key in keys}} for fact in results]
+        if not as_json:
+            from benchmarks.table import console, facts_table
+
+            console().print(facts_table(each.slug, results))
+    if as_json:
+        _print_json(out)
+    else:
+        print(f"{len(out) - len(wrong)} of {len(out)} facts match")
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reproduce(
+    paper: PapersName = catalog.DEFAULT_PAPER,
+    scale: Scale = "cpu",
+    claim: Annotated[str, typer.Option(help="only this claim or measurement")] = "",
+    measurements: Annotated[
+        bool, typer.Option("--measurements", help="also the runs that stand beside reported rows")
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="only these seeds, for example 0,1")] = "",
+    workers: Annotated[int, typer.Option(min=0, help="units at a time; 0: one a core")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="run units again whose result is fresh")] = False,
+) -> None:
+    """Run the claims of a paper and put the result beside what it reported. Stopped and started again, it goes on."""
+    pick(scale, dict.fromkeys(SCALES), "scale")
+    papers = catalog.select(paper)
+    if scale == "paper":
+        return _print_recipes(papers)
+    from benchmarks.reproduce import reproduce as run
+
+    chosen = _seeds(seeds)
+    raise typer.Exit(
+        run(papers, scale=scale, only=claim, measurements=measurements, seeds=chosen, workers=workers, force=force)
+    )
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    paper: PaperName,
+    scale: Scale = "cpu",
+    config: Annotated[str, typer.Option(help="a file of the paper's configs/, where a scale has several")] = "",
+) -> None:
+    """Start the train script of a paper; further arguments go to it (--trainer.max_steps 100, --ckpt_path last)."""
+    pick(scale, dict.fromkeys(SCALES), "scale")
+    loaded = catalog.load_one(paper)
+    file = _config(loaded, scale, config)
+    if not (paths.room(paper) / "train.py").is_file():
+        raise EncoreError(f"{paths.shown(paths.room(paper) / 'train.py')} is not there yet")
+    command = [sys.executable, "-m", f"papers.{paper}.train", "fit", "--config", str(file), *context.args]
+    print(shlex.join(["python", *command[1:5], paths.shown(file), *context.args]), flush=True)
+    os.chdir(paths.root())
+    os.execvpe(command[0], command, paths.child_environment())
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option("--output", "-o", help="default: reports/index.html")] = Path(),
+) -> None:
+    """Write one self-contained HTML page about all papers."""
+    from benchmarks.report import write_report
+
+    print(write_report(output if output != Path() else None))
+
+
+@app.command()
+def readme(
+    check: Annotated[bool, typer.Option("--check", help="change nothing, fail when one is out of date")] = False,
+) -> None:
+    """Bring the generated blocks of README.md and of every paper's README.md up to date."""
+    from benchmarks.readme import update
+
+    changed = update(check)
+    for file in changed:
+        print(
+            f"error: {file} is out of date: run `encore readme`" if check else file, file=sys.stderr if check else None
+        )
+    if check and changed:
+        raise typer.Exit(1)
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Named data sources.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("list")
+def data_list(as_json: AsJson = False) -> None:
+    """Every named source: licence, home, and whether its files are here."""
+    from common.data import sources
+
+    found = [
+        {
+            "name": s.name,
+            "description": s.description,
+            "licence": s.licence,
+            "home": s.home,
+            "state": sources.whereabouts(s.name),
+        }
+        for s in sources.all_sources()
+    ]
+    if as_json:
+        return _print_json(found)
+    from rich.table import Table
+
+    from benchmarks.table import console
+
+    table = Table("name", "state", "licence", "home", "description")
+    for source in found:
+        table.add_row(*(source[key] for key in ("name", "state", "licence", "home", "description")))
+    console().print(table)
+    return None
+
+
+@data_app.command("fetch")
+def data_fetch(names: Annotated[list[str], typer.Argument(help="names of sources, see `encore data list`")]) -> None:
+    """Find or download the files of named sources and verify their checksums."""
+    from common.data import sources
+
+    for source in [pick(name, {s.name: s for s in sources.all_sources()}, "data source") for name in names]:
+        try:
+            located = sources.locate(source.name)
+        except ConnectionError as error:
+            raise EncoreError(str(error)) from error
+        for path in located.values():
+            print(path)
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _seeds(text: str) -> list[int] | None:
+    parts = [part for part in re.split(r"[,\s]+", text) if part]
+    if not all(part.isdecimal() for part in parts):
+        raise EncoreError(f"--seeds {text!r}: give whole numbers separated by commas, for example 0,1,2")
+    return [int(part) for part in dict.fromkeys(parts)] or None
+
+
+def _config(paper: Paper, scale: str, name: str) -> Path:
+    folder = paths.room(paper.slug) / "configs"
+    pattern = "paper*.yaml" if scale == "paper" else f"{scale}.yaml"
+    found = {file.name: file for file in sorted(folder.glob("*.yaml" if name else pattern))}
+    if name:
+        return pick(Path(name).name, found, f"config of {paper.slug}")
+    if not found:
+        raise EncoreError(f"{paper.slug} has no config for scale {scale} ({paths.shown(folder)}/{pattern})")
+    if len(found) > 1:
+        raise EncoreError(f"{paper.slug} has several configs for scale {scale}: choose with --config {'|'.join(found)}")
+    return next(iter(found.values()))
+
+
+def _print_recipes(papers: list[Paper]) -> None:
+    """The published recipe takes a cluster and days, so it is shown, and started by `encore train`."""
+    from benchmarks.standing import train_command
+
+    for paper in papers:
+        configs = sorted((paths.room(paper.slug) / "configs").glob("paper*.yaml"))
+        print(f"{paper.slug}: the published recipe" if configs else f"{paper.slug}: no paper config yet")
+        for config in configs:
+            print(f"  {train_command(paper.slug, f'configs/{config.name}')}")
+            print(f"  encore train {paper.slug} --scale paper --config {config.name}")
+
+
+def main() -> None:
+    """Entry point of `encore`: bad input ends with one line and exit code 2."""
+    try:
+        app()
+    except EncoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

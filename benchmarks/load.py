@@ -1,0 +1,112 @@
+"""Reads one paper.yaml; every error names the file, the line and the field."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from benchmarks import paths
+from benchmarks.schema import Claim, Paper
+from common.errors import EncoreError
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Location = tuple[int | str, ...]
+
+
+def parse_yaml(path: Path) -> dict:
+    """The mapping in a yaml file; EncoreError with the line when it is not one."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}" if mark else ""
+        raise EncoreError(f"{paths.shown(path)}{where}: not valid yaml: {error.problem or error.context}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EncoreError(f"{paths.shown(path)}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise EncoreError(f"{paths.shown(path)}:1: must be a mapping of fields, see CONTRIBUTING.md")
+    return content
+
+
+def load_paper(path: Path, content: dict | None = None) -> Paper:
+    """The validated paper.yaml at `path`; `content` is what parse_yaml gave, when the caller has it."""
+    content = parse_yaml(path) if content is None else content
+    try:
+        paper = Paper.model_validate(content)
+    except ValidationError as error:
+        problems: list[tuple[Location, str]] = []
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            if not any(problem["loc"][: len(loc)] == loc and loc for loc, _ in problems):
+                problems.append((problem["loc"], _plain(problem["msg"], problem["type"])))
+    else:
+        problems = list(_broken_references(paper, path.parent))
+    if problems:
+        raise EncoreError(_message(path, problems))
+    return paper
+
+
+def _plain(message: str, kind: str) -> str:
+    plain = {"missing": "is required and not there", "extra_forbidden": "unknown key"}
+    return plain.get(kind, message.removeprefix("Value error, "))
+
+
+def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str]]:
+    if paper.slug != room.name:
+        yield ("slug",), f"is {paper.slug!r} but the folder is {room.name!r}"
+    experiments = [e.id for e in paper.experiments]
+    facts, claims, rows = ({item.id for item in items} for items in (paper.facts, paper.claims, paper.reported))
+    for field, items in (("facts", paper.facts), ("claims", paper.claims), ("reported", paper.reported)):
+        seen: set[str] = set()
+        for index, item in enumerate(items):
+            if item.id in seen:
+                yield (field, index, "id"), f"{item.id!r} is used twice"
+            seen.add(item.id)
+    for index, row in enumerate(paper.reported):
+        if row.fact is not None and row.fact not in facts:
+            yield ("reported", index, "fact"), f"there is no fact {row.fact!r}"
+        if row.claim is not None and row.claim not in claims:
+            yield ("reported", index, "claim"), f"there is no claim {row.claim!r}"
+        if row.recipe is not None and not (room / row.recipe).is_file():
+            yield ("reported", index, "recipe"), f"there is no file {row.recipe!r} in {paths.shown(room)}"
+    for index, measurement in enumerate(paper.measurements):
+        if experiments.count(measurement.id) > 1:
+            yield ("measurements", index, "id"), f"{measurement.id!r} is used twice"
+        for row_id, cell in measurement.rows.items():
+            if row_id not in rows:
+                yield ("measurements", index, "rows", row_id), f"there is no reported row {row_id!r}"
+            if cell.arm not in measurement.arms:
+                yield ("measurements", index, "rows", row_id, "arm"), f"{cell.arm!r} is not one of its arms"
+    for index, experiment in enumerate(paper.experiments):
+        if not experiment.entry.startswith(f"papers.{paper.slug}."):
+            field = ("claims", index) if isinstance(experiment, Claim) else ("measurements", index - len(paper.claims))
+            yield (*field, "entry"), f"must lie in papers.{paper.slug}"
+
+
+def _message(path: Path, problems: list[tuple[Location, str]]) -> str:
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader)
+    lines = []
+    for location, message in problems[:10]:
+        line, field = _place(node, location)
+        lines.append(f"{paths.shown(path)}:{line}: {field}: {message}")
+    if len(problems) > 10:
+        lines.append(f"and {len(problems) - 10} more")
+    return "\n".join(lines)
+
+
+def _place(node: yaml.Node, location: Location) -> tuple[int, str]:
+    """(line, dotted field) of a pydantic location; names of union members in it lead nowhere and are left out."""
+    line, field = node.start_mark.line + 1, ""
+    for step, part in enumerate(location):
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line, field = node.start_mark.line + 1, f"{field}[{part}]"
+        elif isinstance(node, yaml.MappingNode):
+            child = next((pair for pair in node.value if pair[0].value == str(part)), None)
+            if child is not None:
+                line, node = child[0].start_mark.line + 1, child[1]
+            if child is not None or step == len(location) - 1:
+                field = f"{field}.{part}".lstrip(".")
+            if child is None:
+                break
+    return line, field or "(file)"

@@ -1,0 +1,63 @@
+"""Results of a whole claim: the units of one code, configuration and data, merged into one JSON.
+
+At scale `cpu` the record is benchmarks/results/<paper>/<claim>.json and belongs into a commit; at other scales it stays
+in runs/.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import paths
+from benchmarks.files import read_json, write_atomic
+from benchmarks.schema import Claim, Measurement, Paper
+from benchmarks.units import identity, same_identity, units_of
+
+COMMITTED_SCALE = "cpu"
+Record = dict[str, Any]
+
+
+def record_file(paper: str, claim: str, scale: str) -> Path:
+    if scale == COMMITTED_SCALE:
+        return paths.results(paper) / f"{claim}.json"
+    return paths.runs() / paper / f"{claim}.{scale}.json"
+
+
+def read_record(paper: str, claim: str, scale: str) -> Record | None:
+    """The kept record, whatever code it came from."""
+    record = read_json(record_file(paper, claim, scale))
+    return record if record and {"code", "config", "data", "units"} <= record.keys() else None
+
+
+def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record | None:
+    """Finished units of the present code: those in runs/, else those of a kept record; None when there are none."""
+    wanted = identity(experiment)
+    kept = read_record(paper.slug, experiment.id, scale)
+    known = {(u["arm"], u["seed"]): u for u in kept["units"]} if kept and same_identity(kept, wanted) else {}
+    for unit in units_of(paper, experiment, scale):
+        result = unit.fresh_result(wanted)
+        if result is not None:
+            origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
+            known[unit.arm, unit.seed] = {**result, "provenance": origin}
+    planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, scale)]
+    units = [known[key] for key in planned if key in known]
+    head = {"paper": paper.slug, "claim": experiment.id, "scale": scale}
+    return {**head, **wanted, "units": units} if units else None
+
+
+def keep_if_complete(paper: Paper, experiment: Claim | Measurement, scale: str) -> Path | None:
+    """Write the record when every planned unit is there; the file, or None when some are missing."""
+    record = gather(paper, experiment, scale)
+    if record is None or len(record["units"]) < len(units_of(paper, experiment, scale)):
+        return None
+    file = record_file(paper.slug, experiment.id, scale)
+    if read_json(file) != record:
+        write_atomic(file, dump(record))
+    return file
+
+
+def dump(record: Record) -> str:
+    """JSON with one line a unit: short to read, short to diff."""
+    head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items() if key != "units"]
+    units = ",\n".join(f"  {json.dumps(unit)}" for unit in record["units"])
+    return "{\n" + ",\n".join([*head, f' "units": [\n{units}\n ]']) + "\n}\n"

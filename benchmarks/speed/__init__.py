@@ -1,0 +1,1 @@
+"""Paired speed and memory of our models against public classes at equal weights."""
