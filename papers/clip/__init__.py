@@ -1,0 +1,1 @@
+"""CLIP: Learning Transferable Visual Models From Natural Language Supervision (Radford et al. 2021)."""

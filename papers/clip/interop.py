@@ -1,0 +1,290 @@
+"""CLIP weights from and to the public hub's CLIPModel format, and from the authors' released layout.
+
+Both layouts hold the same tensors under other names; the tables below list (ours, theirs) as parts of names.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import EncoreError
+from common.interop import check_and_load, fuse_qkv, load_config, load_weights, save_weights, split_qkv
+from common.layers import ViT
+from papers.clip.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
+
+State = dict[str, Tensor]
+Names = list[tuple[str, str]]
+
+HUB: Names = [
+    ("image.vit.cls_token", "vision_model.embeddings.class_embedding"),
+    ("image.vit.positions", "vision_model.embeddings.position_embedding.weight"),
+    ("image.vit.embed.proj.weight", "vision_model.embeddings.patch_embedding.weight"),
+    ("image.vit.norm_pre.", "vision_model.pre_layrnorm."),
+    ("image.vit.norm.", "vision_model.post_layernorm."),
+    ("image.vit.blocks.layers.", "vision_model.encoder.layers."),
+    ("image.proj.weight", "visual_projection.weight"),
+    ("text.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    ("text.positions", "text_model.embeddings.position_embedding.weight"),
+    ("text.blocks.layers.", "text_model.encoder.layers."),
+    ("text.norm.", "text_model.final_layer_norm."),
+    ("text.proj.weight", "text_projection.weight"),
+    (".attn.out.", ".self_attn.out_proj."),
+    (".norm1.", ".layer_norm1."),
+    (".norm2.", ".layer_norm2."),
+]
+RELEASED: Names = [
+    ("image.vit.cls_token", "visual.class_embedding"),
+    ("image.vit.positions", "visual.positional_embedding"),
+    ("image.vit.embed.proj.weight", "visual.conv1.weight"),
+    ("image.vit.norm_pre.", "visual.ln_pre."),
+    ("image.vit.norm.", "visual.ln_post."),
+    ("image.vit.blocks.layers.", "visual.transformer.resblocks."),
+    ("image.proj.weight", "visual.proj"),
+    ("image.attnpool.positions", "visual.attnpool.positional_embedding"),
+    (".shortcut.conv.", ".downsample.0."),
+    (".shortcut.bn.", ".downsample.1."),
+    ("image.", "visual."),
+    ("text.token_embedding.weight", "token_embedding.weight"),
+    ("text.positions", "positional_embedding"),
+    ("text.blocks.layers.", "transformer.resblocks."),
+    ("text.norm.", "ln_final."),
+    ("text.proj.weight", "text_projection"),
+    (".attn.qkv.", ".attn.in_proj_"),
+    (".attn.out.", ".attn.out_proj."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+]
+
+
+def _to_theirs(key: str, names: Names) -> str:
+    for ours, theirs in names:
+        if ours in key:
+            key = key.replace(ours, theirs, 1)
+    return key
+
+
+def _to_ours(key: str, names: Names) -> str:
+    for ours, theirs in names:
+        if key.startswith(theirs) or (theirs.startswith(".") and theirs in key):
+            key = key.replace(theirs, ours, 1)
+    return key
+
+
+def state_to_hub(state: State) -> State:
+    """Our state dict under the names of transformers' CLIPModel."""
+    state = dict(state)
+    for key in [k for k in state if ".attn.qkv." in k]:
+        stem, kind = key.split(".attn.qkv.")
+        split_qkv(state, key, *(f"{stem}.self_attn.{p}_proj.{kind}" for p in "qkv"))
+    return {_to_theirs(key, HUB): value for key, value in state.items()}
+
+
+def state_from_hub(state: State) -> State:
+    """The inverse of state_to_hub. The index buffers that old files carry are left out."""
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    for key in [k for k in state if ".self_attn.q_proj." in k]:
+        q, k, v = (key.replace("q_proj", f"{p}_proj") for p in "qkv")
+        if k in state and v in state:
+            fuse_qkv(state, q, k, v, key.replace("self_attn.q_proj", "attn.qkv"))
+    return {_to_ours(key, HUB): value for key, value in state.items()}
+
+
+def state_to_released(state: State) -> State:
+    """Our state dict in the layout of the authors' files: fused in_proj, and projections as (width, e) matrices."""
+    out = {_to_theirs(key, RELEASED): value for key, value in state.items()}
+    return {key: value.T if key in ("visual.proj", "text_projection") else value for key, value in out.items()}
+
+
+def state_from_released(state: State) -> State:
+    """The inverse of state_to_released, in float32 (the released files hold half precision)."""
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    state = {k: v.T if k in ("visual.proj", "text_projection") else v for k, v in state.items()}
+    return {_to_ours(k, RELEASED): v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def hub_config(model: CLIP) -> dict[str, Any]:
+    """config.json of transformers' CLIPModel for a model with a ViT."""
+    if not isinstance(model.image, VisionTransformer):
+        raise EncoreError("the hub's CLIPModel has no ResNet image tower; save the released layout instead")
+    text, vit = model.text, model.image.vit
+    common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": text.embed_dim}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": text.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "text_config": common
+        | {
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "hidden_size": text.positions.shape[1],
+            "intermediate_size": 4 * text.positions.shape[1],
+            "num_hidden_layers": len(text.blocks),
+            "num_attention_heads": text.blocks.layers[0].attn.num_heads,
+            "bos_token_id": text.vocab_size - 2,
+            "eos_token_id": text.vocab_size - 1,
+        },
+        "vision_config": common
+        | {
+            "model_type": "clip_vision_model",
+            "image_size": model.image.image_size,
+            "patch_size": vit.embed.patch_size,
+            "hidden_size": vit.positions.shape[1],
+            "intermediate_size": 4 * vit.positions.shape[1],
+            "num_hidden_layers": len(vit.blocks),
+            "num_attention_heads": vit.blocks.layers[0].attn.num_heads,
+        },
+    }
+
+
+_TEXT_DEFAULTS = {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+_VISION_DEFAULTS = {
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+
+
+def from_hub(directory: str | Path) -> CLIP:
+    """Build the model that a hub directory (config.json and weights) describes, with its weights.
+
+    Raises EncoreError when the config is not CLIP's: another activation or eps, or text pooled elsewhere than at the
+    largest id.
+    """
+    config = load_config(directory)
+    where = Path(directory) / "config.json"
+    text = _TEXT_DEFAULTS | (config.get("text_config") or {})
+    vision = _VISION_DEFAULTS | (config.get("vision_config") or {})
+    for name, part in (("text_config", text), ("vision_config", vision)):
+        if part["hidden_act"] != "quick_gelu" or part["layer_norm_eps"] != 1e-5:
+            raise EncoreError(
+                f"{where}: {name} has hidden_act {part['hidden_act']!r} and layer_norm_eps {part['layer_norm_eps']}; "
+                "CLIP has 'quick_gelu' and 1e-05, so this is another model"
+            )
+        if part["intermediate_size"] != 4 * part["hidden_size"]:
+            raise EncoreError(f"{where}: {name}.intermediate_size is not 4 * hidden_size, so this is not a CLIP")
+    # 2 is what the published configs say by mistake; transformers then pools at the largest id, as the released code.
+    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
+        raise EncoreError(
+            f"{where}: text_config.eos_token_id is {text['eos_token_id']}, but CLIP pools at the largest id "
+            f"({text['vocab_size'] - 1}); renumber the vocabulary or correct the field"
+        )
+    embed_dim = config.get("projection_dim", 512)
+    model = CLIP(
+        VisionTransformer(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            dim=vision["hidden_size"],
+            depth=vision["num_hidden_layers"],
+            num_heads=vision["num_attention_heads"],
+            embed_dim=embed_dim,
+        ),
+        TextTransformer(
+            dim=text["hidden_size"],
+            depth=text["num_hidden_layers"],
+            num_heads=text["num_attention_heads"],
+            vocab_size=text["vocab_size"],
+            context_length=text["max_position_embeddings"],
+            embed_dim=embed_dim,
+        ),
+    )
+    check_and_load(model, state_from_hub(load_weights(directory)), directory)
+    return model
+
+
+def to_hub(model: CLIP, directory: str | Path) -> None:
+    """Write model.safetensors and config.json that transformers' CLIPModel.from_pretrained reads."""
+    save_weights(directory, state_to_hub(model.state_dict()), hub_config(model))
+
+
+def from_released(path: str | Path) -> CLIP:
+    """Build the model of a file in the released layout (a plain state dict), any of the nine sizes or a smaller one.
+
+    The authors' .pt files are TorchScript programs, which are not loaded here: turn one into tensors once, where you
+    trust it, with torch.save(torch.jit.load("ViT-B-32.pt", map_location="cpu").state_dict(), "vit_b32_state.pt").
+    """
+    theirs = load_weights(path)
+    state = state_from_released(theirs)
+    try:
+        embed_dim = state["text.proj.weight"].shape[0]
+        image = _released_image_tower(state, embed_dim)
+        text = TextTransformer(
+            dim=state["text.positions"].shape[1],
+            depth=_depth(state, "text.blocks.layers."),
+            vocab_size=state["text.token_embedding.weight"].shape[0],
+            context_length=state["text.positions"].shape[0],
+            embed_dim=embed_dim,
+        )
+    except KeyError as error:
+        raise EncoreError(f"{path}: not a released CLIP state dict, it lacks {error}") from error
+    model = CLIP(image, text)
+    check_and_load(model, state, path)
+    return model
+
+
+def _released_image_tower(state: State, embed_dim: int) -> VisionTransformer | ModifiedResNet:
+    if "image.proj.weight" in state:
+        patch, tokens = state["image.vit.embed.proj.weight"], state["image.vit.positions"].shape[0]
+        return VisionTransformer(
+            image_size=round((tokens - 1) ** 0.5) * patch.shape[-1],
+            patch_size=patch.shape[-1],
+            dim=patch.shape[0],
+            depth=_depth(state, "image.vit.blocks.layers."),
+            embed_dim=embed_dim,
+        )
+    first, second, third, fourth = (_depth(state, f"image.layer{i}.") for i in (1, 2, 3, 4))
+    return ModifiedResNet(
+        image_size=round((state["image.attnpool.positions"].shape[0] - 1) ** 0.5) * 32,
+        layers=(first, second, third, fourth),
+        width=state["image.conv3.weight"].shape[0],
+        embed_dim=embed_dim,
+    )
+
+
+def _depth(state: State, prefix: str) -> int:
+    return len({match[1] for key in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", key))})
+
+
+def load_pretrained(model: CLIP, path: str | Path, *, resize_positions: bool = False) -> None:
+    """Fill `model` from a hub directory or a released file. Raises EncoreError that says what differs.
+
+    resize_positions: interpolate the image position grid (bicubic) when the model has another resolution.
+    """
+    state = load_weights(path)
+    state = state_from_hub(state) if "visual_projection.weight" in state else state_from_released(state)
+    key = "image.vit.positions"
+    if resize_positions and key in state and isinstance(model.image, VisionTransformer):
+        state[key] = resize_grid(state[key], model.image.vit)
+    check_and_load(model, state, path)
+
+
+def resize_grid(positions: Tensor, vit: ViT) -> Tensor:
+    """(1 + G * G, D) -> (1 + H * H, D) for the grid of `vit`; the class token's position stays."""
+    old, new = round((positions.shape[0] - 1) ** 0.5), round((vit.positions.shape[0] - 1) ** 0.5)
+    if old == new:
+        return positions
+    grid = positions[1:].float().T.unflatten(1, (old, old))[None]
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
+    return torch.cat([positions[:1], grid.to(positions.dtype)])

@@ -1,0 +1,151 @@
+"""Image-text pairs from WebDataset tar shards, as an endless stream that a stopped run can rejoin exactly.
+
+A shard is a tar file; members with one stem are one sample: an image (jpg, jpeg, png or webp) and a caption (txt).
+Unusable samples are skipped and counted by reason (SKIP_REASONS); the data module reports the counts at the end.
+"""
+
+import io
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from braceexpand import braceexpand
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from common.errors import EncoreError
+from common.training.loader import seeded
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+SKIP_REASONS = ("empty caption", "no image or no caption", "image cannot be decoded", "damaged shard")
+MOST_SKIPPED_IN_A_ROW = 1000
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """Paths of a brace pattern ("data/{00000..00331}.tar"). Raises EncoreError that names what does not exist."""
+    shards = list(braceexpand(pattern))
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing:
+        raise EncoreError(
+            f"{missing[0]}: no such shard ({len(missing)} of {len(shards)} in {pattern!r} are missing); "
+            "check data.init_args.shards"
+        )
+    return shards
+
+
+class CaptionShards(IterableDataset):
+    """Batches {image (B, 3, R, R), tokens (B, N), position (2,)} of this rank, without end.
+
+    Each pass shuffles the shards and deals them to the rank's workers; a worker shuffles samples in a buffer. All of
+    it is a function of (seed, rank, worker): `position` = (worker, samples drawn so far) says how far a worker had
+    come, and `positions` given back after a restart makes it go on with the next sample. Only the bytes are read
+    again, not decoded.
+    """
+
+    def __init__(
+        self,
+        shards: list[str],
+        transform: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[list[str]], Tensor],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        shuffle_buffer: int = 1000,
+        positions: dict[int, int] | None = None,
+        first_batch: int = 0,
+    ) -> None:
+        super().__init__()
+        self.shards, self.transform, self.tokenizer = shards, transform, tokenizer
+        self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
+        self.rank, self.world, self.positions, self.first_batch = rank, world, positions or {}, first_batch
+        self.skipped = torch.zeros(len(SKIP_REASONS), dtype=torch.int64).share_memory_()  # seen by all workers
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        worker = (
+            worker + self.first_batch
+        ) % workers  # the loader asks its workers in turn, from 0, after a restart too
+        drawn = self.positions.get(worker, 0)
+        samples = itertools.islice(enumerate(self._raw(worker, workers)), drawn, None)
+        rows: list[tuple[Tensor, str]] = []
+        in_a_row = 0
+        for number, sample in samples:
+            pair = self._decode(sample, number, worker)
+            in_a_row = in_a_row + 1 if pair is None else 0
+            if in_a_row == MOST_SKIPPED_IN_A_ROW:
+                raise EncoreError(
+                    f"{sample['__url__']}: the last {in_a_row} samples were all unusable, in all {self.report()}; "
+                    "members must be pairs like 00001.jpg and 00001.txt"
+                )
+            if pair is not None:
+                rows.append(pair)
+            if len(rows) == self.batch_size:
+                images, captions = zip(*rows)
+                rows = []
+                yield {
+                    "image": torch.stack(images),
+                    "tokens": self.tokenizer(list(captions)),
+                    "position": torch.tensor([worker, number + 1]),
+                }
+
+    def _raw(self, worker: int, workers: int) -> Iterator[dict[str, Any]]:
+        """Undecoded samples of all passes, shuffled."""
+        slot, slots = self.rank * workers + worker, self.world * workers
+        if len(self.shards) < slots:
+            raise EncoreError(
+                f"{len(self.shards)} shards cannot feed {slots} workers ({self.world} processes x {workers}); "
+                "lower data.init_args.num_workers or cut the data into more shards"
+            )
+        choice = random.Random(f"{self.seed} {slot}")
+        buffer: list[dict[str, Any]] = []
+        for number in itertools.count():
+            order = np.random.default_rng([self.seed, number]).permutation(len(self.shards))
+            urls = [{"url": self.shards[i]} for i in order[slot::slots]]
+            empty = True
+            for sample in wds.tarfile_samples(urls, handler=self._broken_shard):
+                empty = False
+                if len(buffer) < self.shuffle_buffer:
+                    buffer.append(sample)
+                    continue
+                index = choice.randrange(len(buffer))
+                buffer[index], sample = sample, buffer[index]
+                yield sample
+            if empty:
+                raise EncoreError(f"{urls[0]['url']}: no samples there nor in the shards dealt with it; are they tars?")
+            choice.shuffle(buffer)  # the pass ends with what is left, so every sample comes exactly once a pass
+            yield from buffer
+            buffer = []
+
+    def _broken_shard(self, error: Exception) -> bool:
+        self.skipped[SKIP_REASONS.index("damaged shard")] += 1
+        return True  # go on with the next shard
+
+    def _decode(self, sample: dict[str, Any], number: int, worker: int) -> tuple[Tensor, str] | None:
+        data = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
+        if data is None or "txt" not in sample:
+            return self._skip("no image or no caption")
+        caption = sample["txt"].decode("utf-8", errors="replace").strip()
+        if not caption:
+            return self._skip("empty caption")
+        try:
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return self._skip("image cannot be decoded")
+        with seeded(self.seed, self.rank, worker, number):
+            return self.transform(image), caption
+
+    def _skip(self, reason: str) -> None:
+        self.skipped[SKIP_REASONS.index(reason)] += 1
+
+    def report(self) -> dict[str, int]:
+        """How many samples (or shards) were skipped, by reason."""
+        return dict(zip(SKIP_REASONS, self.skipped.tolist()))
