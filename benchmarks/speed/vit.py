@@ -1,16 +1,36 @@
-"""Weights of the public ViT class in our names."""
+"""The public ViT class's directory format, for the comparison at equal weights."""
 
-from torch import Tensor
+from pathlib import Path
 
-from common.interop import fuse_qkv
+from common.interop import check_and_load, fuse_qkv, load_weights
+from common.layers import ViT
+
+LAYER = {
+    "attention.output.dense": "attn.out",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
+OTHER = {
+    "vit.embeddings.patch_embeddings.projection": "embed.proj",
+    "vit.layernorm": "norm",
+    "classifier": "head",
+}
 
 
-def from_hub_state(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """transformers' ViTForImageClassification -> common.layers.ViT."""
-    out: dict[str, Tensor] = {
-        "embed.proj.weight": state["vit.embeddings.patch_embeddings.projection.weight"],
-        "embed.proj.bias": state["vit.embeddings.patch_embeddings.projection.bias"],
-        "cls_token": state["vit.embeddings.cls_token"][0, 0],
-        "positions": state["vit.embeddings.position_embeddings"][0],
-    }
-    return out | {k: v for k, v in state.items() if depth < 0}
+def load_hub_vit(model: ViT, directory: Path) -> None:
+    """Fill `model` with the weights of a saved transformers ViTForImageClassification."""
+    state = load_weights(directory)
+    state["cls_token"] = state.pop("vit.embeddings.cls_token")[0, 0]
+    state["positions"] = state.pop("vit.embeddings.position_embeddings")[0]
+    for kind in ("weight", "bias"):
+        for theirs, ours in OTHER.items():
+            state[f"{ours}.{kind}"] = state.pop(f"{theirs}.{kind}")
+        for i in range(len(model.blocks)):
+            theirs, ours = f"vit.encoder.layer.{i}", f"blocks.layers.{i}"
+            q, k, v = (f"{theirs}.attention.attention.{part}.{kind}" for part in ("query", "key", "value"))
+            fuse_qkv(state, q, k, v, f"{ours}.attn.qkv.{kind}")
+            for name, target in LAYER.items():
+                state[f"{ours}.{target}.{kind}"] = state.pop(f"{theirs}.{name}.{kind}")
+    check_and_load(model, state, directory)
