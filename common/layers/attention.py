@@ -79,7 +79,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _self_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bias = self.qkv.bias
+        bias: Tensor | None = self.qkv.bias
         if self.separate_bias:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)

@@ -40,7 +40,8 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         version, internal, gauss = random.getstate()
-        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+        legacy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+        kind, keys, position, has_gauss, cached = legacy
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

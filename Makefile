@@ -1,0 +1,64 @@
+# Every target works as the first command on a machine with Python >= 3.11 and make.
+PYTHON ?= python3
+PAPER ?=
+SCALE ?= cpu
+ENGINE ?= local
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+ENCORE := $(BIN)/encore
+PAPERS := $(if $(PAPER),$(PAPER),pointer_networks)
+TESTS := $(if $(PAPER),$(wildcard tests/papers/test_$(PAPER)*.py),tests)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lint types facts regress report speed readme lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+setup: $(READY) ## the pinned environment, into .venv
+
+.tools/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Encore needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
+	@command -v uv >/dev/null && mkdir -p .tools/bin && ln -sf "$$(command -v uv)" $@ || { $(PYTHON) -m venv .tools && .tools/bin/pip install --quiet uv; }
+
+$(READY): requirements.lock pyproject.toml .tools/bin/uv
+	@echo "setting up .venv from requirements.lock"
+	@[ -x $(BIN)/python ] || .tools/bin/uv venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	@.tools/bin/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@.tools/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+reproduce: $(READY) ## reported against ours for PAPER (default pointer_networks; all) at SCALE (cpu)
+	@$(ENCORE) reproduce $(PAPERS) --scale $(SCALE) --engine $(ENGINE) $(ARGS)
+
+test: lint types ## lint, types, tests (PAPER=clip: that paper's tests)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(TESTS) $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff check --fix . && $(BIN)/ruff format ."; exit 1; }
+
+types: $(READY)
+	@$(BIN)/mypy --no-error-summary
+
+facts: $(READY) ## every published figure that needs no training, computed on the meta device
+	@$(ENCORE) facts $(PAPER)
+
+regress: $(READY) ## smoke loss trajectories against the committed ones, and the facts
+	@$(BIN)/python -m benchmarks.regress $(if $(PAPER),--paper $(PAPER))
+
+report: $(READY) ## one HTML page of everything
+	@$(ENCORE) report
+
+speed: $(READY) ## step time and peak memory against transformers at equal weights
+	@$(BIN)/python -m benchmarks.speed $(ARGS)
+
+readme: $(READY) ## refresh the generated blocks of the READMEs
+	@$(ENCORE) readme
+
+lock: .tools/bin/uv ## pin what pyproject.toml asks for
+	@.tools/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove the environment, runs and reports
+	rm -rf .venv .tools runs reports .mypy_cache .pytest_cache .ruff_cache
