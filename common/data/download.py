@@ -20,6 +20,7 @@ from common.errors import EncoreError
 
 ATTEMPTS = 4
 TIMEOUT = 30.0  # seconds without a byte
+BLOCK = 1 << 16
 
 
 def download(url: str, target: Path, sha256: str) -> Path:
@@ -97,7 +98,7 @@ def _continue(url: str, part: str, progress: Progress, task: TaskID) -> None:
         with open(part, "r+b") as out:
             out.truncate(start)
             out.seek(start)
-            for block in response.iter_content(1 << 16):
+            for block in response.iter_content(BLOCK):
                 out.write(block)
                 progress.advance(task, len(block))
 

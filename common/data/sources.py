@@ -273,6 +273,11 @@ def whereabouts(name: str) -> str:
     return "downloadable" if all(source.files[r].url for r in absent) else "missing"
 
 
+def available(name: str) -> bool:
+    """True when every file lies in the data or mirror directory (not verified): `locate` will need no network."""
+    return whereabouts(name) == "here"
+
+
 def checksum(names: str | Sequence[str]) -> str:
     """One sha256 over the files of a source or of several, from the catalogue; generated data has the checksum
     'generated'.

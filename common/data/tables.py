@@ -42,7 +42,7 @@ def decode_image(cell: dict[str, Any] | bytes, mode: str = "RGB") -> Image.Image
     """PIL image of a cell, converted to mode ('RGB', 'L', 'RGBA'). Transparent pixels become white in 'RGB' and 'L'."""
     data, name = _content(cell)
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise EncoreError(f"image {name}: cannot be decoded ({error}); remove or replace it") from None
@@ -59,7 +59,8 @@ def decode_images(cells: Iterable[dict[str, Any] | bytes], mode: str = "RGB", si
     images = [decode_image(cell, mode) for cell in cells]
     if size is not None:
         images = [
-            image if image.size == (size, size) else image.resize((size, size), Image.BICUBIC) for image in images
+            image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+            for image in images
         ]
     if len({image.size for image in images}) > 1:
         raise EncoreError(

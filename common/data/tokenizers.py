@@ -169,7 +169,7 @@ class ClipTokenizer:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        self.tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
+        self.tokenizer.decoder = decoders.ByteLevel()
         self.tokenizer.add_special_tokens([START, END])
 
     @classmethod
@@ -196,14 +196,17 @@ class ClipTokenizer:
         tokenizer = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
         tokenizer.pre_tokenizer = cls.from_merges([]).tokenizer.pre_tokenizer
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - 2,  # sot and eot come later
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            # as specials the bytes that end a word get fixed ids; left to the trainer their order, and with it the
+            # choice between equally frequent merges, changes from run to run
+            special_tokens=[symbol + END_OF_WORD for symbol in _byte_symbols()],
             end_of_word_suffix=END_OF_WORD,
             show_progress=False,
         )
         tokenizer.train_from_iterator((clean(caption) for caption in captions), trainer)
         merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
-        return cls.from_merges(merges[: vocab_size - 514], context_length)
+        return cls.from_merges(merges, context_length)
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -219,7 +222,7 @@ class ClipTokenizer:
             if int(i) == self.eot:
                 break
             if int(i) != self.sot:
-                pieces.append(self.tokenizer.id_to_token(int(i)).replace(END_OF_WORD, "Ġ"))
+                pieces.append((self.tokenizer.id_to_token(int(i)) or "").replace(END_OF_WORD, "Ġ"))
         return self.tokenizer.decoder.decode(pieces).strip()
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:

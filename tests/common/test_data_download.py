@@ -1,0 +1,225 @@
+"""Downloads from a local server that cuts connections, and archives that try to write elsewhere."""
+
+import gzip
+import hashlib
+import io
+import re
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from common.data import download as downloads
+from common.data import sources
+from common.data.download import download, extract
+from common.data.sources import File, Source
+from common.errors import EncoreError
+
+CONTENT = hashlib.sha256(b"encore").digest() * 20_000  # 640 kB
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serves CONTENT. cuts: so many answers break off halfway; ranges: the Range header of every request."""
+    state = SimpleNamespace(cuts=0, ranges=[], supports_range=True, status=None, body=CONTENT)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked = self.headers.get("Range")
+            state.ranges.append(asked)
+            if state.status:
+                return self.send_error(state.status)
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and state.supports_range else 0
+            if start >= len(state.body):
+                return self.send_error(416)
+            body = state.body[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body)))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(state.body) - 1}/{len(state.body)}")
+            self.end_headers()
+            if state.cuts:
+                state.cuts -= 1
+                body = body[: len(body) // 2]
+                self.close_connection = True
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    state.url = f"http://127.0.0.1:{httpd.server_port}/file.bin"
+    yield state
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def test_a_cut_connection_continues_from_the_bytes_that_arrived(server, tmp_path):
+    server.cuts = 2
+    target = tmp_path / "deep/file.bin"
+    assert download(server.url, target, SHA) == target
+    assert target.read_bytes() == CONTENT
+    first, *later = server.ranges
+    second, third = (int(asked.removeprefix("bytes=").removesuffix("-")) for asked in later)
+    assert first is None
+    for start, sent in ((second, len(CONTENT) // 2), (third, second + (len(CONTENT) - second) // 2)):
+        assert sent - downloads.BLOCK < start <= sent  # at most one block of what arrived is fetched again
+    assert [path.name for path in target.parent.iterdir()] == ["file.bin"]
+
+
+def test_what_a_failed_download_kept_is_used_by_the_next_run(server, tmp_path):
+    server.cuts = downloads.ATTEMPTS
+    target = tmp_path / "file.bin"
+    with pytest.raises(ConnectionError, match=r"failed after 4 attempts .* bytes are kept in .*file\.bin\.part"):
+        download(server.url, target, SHA)
+    assert not target.exists()
+    kept = (tmp_path / "file.bin.part").stat().st_size
+    assert kept > len(CONTENT) * 3 // 4
+    server.ranges.clear()
+    download(server.url, target, SHA)
+    assert server.ranges == [f"bytes={kept}-"]
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_is_read_from_the_start_again(server, tmp_path):
+    server.cuts, server.supports_range = 1, False
+    target = tmp_path / "file.bin"
+    download(server.url, target, SHA)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_complete_part_file_is_accepted_without_fetching_it_again(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    download(server.url, tmp_path / "file.bin", SHA)
+    assert server.ranges == [f"bytes={len(CONTENT)}-"]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing_behind(server, tmp_path):
+    with pytest.raises(EncoreError, match=f"wrong checksum: expected sha256 {'0' * 64}, got {SHA}"):
+        download(server.url, tmp_path / "file.bin", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_another_file_ends_in_an_error_and_the_next_run_starts_afresh(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(b"something else")
+    with pytest.raises(EncoreError, match="wrong checksum"):
+        download(server.url, tmp_path / "file.bin", SHA)
+    download(server.url, tmp_path / "file.bin", SHA)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_plain_text_is_compressed_on_arrival_where_the_source_keeps_it_gzipped(server, tmp_path):
+    target = download(server.url, tmp_path / "file.txt.gz", SHA)
+    assert gzip.decompress(target.read_bytes()) == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt.gz"]
+
+
+def test_a_gzip_from_its_home_is_stored_as_it_is(server, tmp_path):
+    server.body = gzip.compress(CONTENT, 1)
+    target = download(server.url + ".gz", tmp_path / "file.bin.gz", SHA)
+    assert target.read_bytes() == server.body
+
+
+def test_two_downloads_of_one_file_share_the_work(server, tmp_path):
+    target = tmp_path / "file.bin"
+    threads = [threading.Thread(target=download, args=(server.url, target, SHA)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.ranges == [None]
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_missing_source_is_downloaded_into_the_data_directory(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENCORE_DATA", str(tmp_path))
+    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
+    monkeypatch.delenv("ENCORE_OFFLINE", raising=False)
+    toy = Source("toy", "", "", "https://example.org", {"toy/file.bin": File(SHA, server.url)})
+    monkeypatch.setitem(sources._BY_NAME, "toy", toy)
+    assert sources.locate("toy") == {"file.bin": tmp_path / "toy/file.bin"}
+    sources.locate("toy")
+    assert server.ranges == [None]
+
+    (tmp_path / "toy/file.bin").unlink()
+    server.status = 404
+    with pytest.raises(
+        EncoreError, match=r"answered 404(.|\n)*'toy' is missing: toy/file\.bin(.|\n)*\(1\).*\(2\).*\(3\)"
+    ):
+        sources.locate("toy")
+    assert len(server.ranges) == 2  # a 404 is not asked for again
+
+
+def make_tar(path, *members):
+    with tarfile.open(path, "w:gz") as tar:
+        for info in members:
+            info = tarfile.TarInfo(info) if isinstance(info, str) else info
+            info.size = 2 if info.isfile() else 0
+            tar.addfile(info, io.BytesIO(b"hi") if info.isfile() else None)
+    return path
+
+
+def link(name, target, kind):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "../evil.txt",
+        "a/../../evil.txt",
+        "/tmp/evil.txt",
+        "C:\\evil.txt",
+        "..\\evil.txt",
+        link("evil", "/etc/passwd", tarfile.SYMTYPE),
+        link("evil", "good.txt", tarfile.LNKTYPE),
+        link("evil", "", tarfile.FIFOTYPE),
+    ],
+    ids=str,
+)
+def test_a_tar_that_reaches_outside_is_refused_before_anything_is_written(tmp_path, hostile):
+    archive = make_tar(tmp_path / "a.tar.gz", "good.txt", hostile)
+    with pytest.raises(EncoreError, match=r"a\.tar\.gz: refused: member"):
+        extract(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+@pytest.mark.parametrize("hostile", ["../evil.txt", "/evil.txt", "symlink"])
+def test_a_zip_that_reaches_outside_is_refused(tmp_path, hostile):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        zipped.writestr("good.txt", "hi")
+        info = zipfile.ZipInfo(hostile)
+        if hostile == "symlink":
+            info.external_attr = 0o120777 << 16
+        zipped.writestr(info, "/etc/passwd")
+    with pytest.raises(EncoreError, match=r"a\.zip: refused: member"):
+        extract(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_good_archives_are_unpacked_and_damaged_ones_leave_nothing(tmp_path):
+    archive = make_tar(tmp_path / "a.tar.gz", "good.txt", "deep/er.txt")
+    assert (extract(archive, tmp_path / "tar") / "deep/er.txt").read_text() == "hi"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("deep/er.txt", "ho")
+    assert (extract(tmp_path / "a.zip", tmp_path / "zip") / "deep/er.txt").read_text() == "ho"
+    with pytest.raises(EncoreError, match="exists already"):
+        extract(archive, tmp_path / "tar")
+
+    archive.write_bytes(archive.read_bytes()[:-30])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(EncoreError, match="cannot be unpacked"):
+        extract(archive, tmp_path / "broken")
+    assert sorted(tmp_path.iterdir()) == before
