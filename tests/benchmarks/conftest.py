@@ -43,7 +43,7 @@ measurements:
     rows: {row-measured: {arm: method, metric: score}}
 reported:
   - {id: row-fact, table: T1, dataset: none, metric: two, setting: none, value: 2, unit: n, source: derived, fact: two}
-  - {id: row-claim, table: T1, dataset: d, metric: m, setting: s, value: 9.5, unit: "%", source: recalled, claim: better}
+  - {id: row-claim, table: T1, dataset: d, metric: m, setting: s, value: 9, unit: "%", source: recalled, claim: better}
   - {id: row-measured, table: T1, dataset: d, metric: m, setting: s, value: 11, unit: "%", source: abstract}
   - id: row-recipe
     table: T2
