@@ -1,0 +1,151 @@
+"""The arms of the three claims. Every arm of a claim sees the same sets, in the same order, in as many steps.
+
+Test sets are the same for every arm and seed (`held_out`) and decoded by beam search of width 4 (the paper does not
+state one).
+"""
+
+from dataclasses import dataclass
+
+import lightning as L
+from torch import Tensor
+
+from common.data.geometry import tour_length
+from common.training.loader import train_loader
+from common.training.run import Run, fit
+from papers.pointer_networks.data import SolvedSets, as_is
+from papers.pointer_networks.inference import decode
+from papers.pointer_networks.metrics import Outputs, hull_scores, tsp_scores
+from papers.pointer_networks.model import Seq2Seq
+from papers.pointer_networks.module import Architecture, PointerNetworks
+from papers.pointer_networks.problems import Problem, held_out
+
+BEAM = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how wide one model is trained, and on how many sets of a size it is tested."""
+
+    hidden_dim: int
+    steps: int
+    test: int
+    batch_size: int = 128
+    lr: float = 1e-2
+
+
+def train(
+    run: Run,
+    recipe: Recipe,
+    problem: Problem,
+    sizes: tuple[int, int],
+    architecture: Architecture = "pointer",
+    hidden_dim: int | None = None,
+) -> Seq2Seq:
+    """A model trained with Adam, warm-up and cosine decay, gradients clipped at 2.0; run.seed seeds weights and data
+    alike.
+    """
+    L.seed_everything(run.seed, verbose=False)
+    module = PointerNetworks(
+        architecture=architecture,
+        hidden_dim=hidden_dim or recipe.hidden_dim,
+        num_points=None if architecture == "pointer" else sizes[1],
+        optimizer="adam",
+        lr=recipe.lr,
+        decay="cosine",
+        warmup=min(100, recipe.steps // 10),
+        total_steps=recipe.steps,
+    )
+    sets = SolvedSets(problem, *sizes)
+    fit(
+        module,
+        lambda trainer: train_loader(sets, recipe.batch_size, seed=run.seed, collate_fn=as_is, trainer=trainer),
+        run=run,
+        max_steps=recipe.steps,
+        gradient_clip_val=2.0,
+    )
+    return module.model
+
+
+def outputs_of(model: Seq2Seq, points: Tensor, problem: Problem, *, constrained: bool = False) -> Outputs:
+    """Decoded outputs for points (B, n, 2), 500 sets at a time."""
+    return [
+        output
+        for part in points.split(500)
+        for output in decode(model, part, problem, beam=BEAM, constrained=constrained)
+    ]
+
+
+def hulls(model: Seq2Seq, n: int, count: int) -> dict[str, float]:
+    """hull_scores over `count` test sets of n points."""
+    points, labels = held_out("hull", count, n)
+    return hull_scores(points, labels, outputs_of(model, points, "hull"))
+
+
+def tours(model: Seq2Seq, n: int, count: int) -> dict[str, float]:
+    """length and excess over the optimum (%) with decoding constrained to tours, and how often free decoding gives
+    none (%).
+    """
+    points, labels = held_out("tsp", count, n)
+    best = float(tour_length(points, labels).mean())
+    length = tsp_scores(points, outputs_of(model, points, "tsp", constrained=True))["length"]
+    free = tsp_scores(points, outputs_of(model, points, "tsp"))
+    return {"length": length, "optimal": best, "excess": 100.0 * (length / best - 1), "invalid": free["invalid"]}
+
+
+def numbered(scores: dict[str, float], n: int) -> dict[str, float]:
+    return {f"{name}_{n}": value for name, value in scores.items()}
+
+
+HULL = {
+    "smoke": Recipe(hidden_dim=32, steps=30, test=50),
+    "cpu": Recipe(hidden_dim=128, steps=2000, test=2000),
+    "gpu": Recipe(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
+}
+
+
+def hull_architectures(run: Run) -> dict[str, float]:
+    """Claim 1: hulls of 10 points by Ptr-Net, by attention that blends, and by a plain LSTM.
+
+    The plain LSTM has no attention weights, so its hidden size is 9/8 of the others': as many parameters as Ptr-Net.
+    The blending baseline keeps the common hidden size and has about 40 % more parameters than Ptr-Net.
+    """
+    recipe = HULL[run.scale]
+    architectures: dict[str, Architecture] = {"pointer": "pointer", "attention": "attention", "lstm": "lstm"}
+    architecture = architectures[run.arm]
+    hidden_dim = recipe.hidden_dim * 9 // 8 if architecture == "lstm" else recipe.hidden_dim
+    model = train(run, recipe, "hull", (10, 10), architecture, hidden_dim)
+    return hulls(model, 10, recipe.test) | {"parameters": float(sum(p.numel() for p in model.parameters()))}
+
+
+ANY_LENGTH = {
+    "smoke": Recipe(hidden_dim=32, steps=30, test=50),
+    "cpu": Recipe(hidden_dim=128, steps=2000, test=1000),
+    "gpu": Recipe(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
+}
+
+
+def any_length(run: Run) -> dict[str, float]:
+    """Claim 2: one Ptr-Net trained on hulls of 5..12 points, tested inside and up to twice beyond that range."""
+    recipe = ANY_LENGTH[run.scale]
+    model = train(run, recipe, "hull", (5, 12))
+    scores: dict[str, float] = {}
+    for n in (5, 10, 12, 16, 24):
+        scores |= numbered(hulls(model, n, recipe.test), n)
+    return scores
+
+
+TOURS = {
+    "smoke": Recipe(hidden_dim=32, steps=30, test=50),
+    "cpu": Recipe(hidden_dim=128, steps=2000, test=1000),
+    "gpu": Recipe(hidden_dim=256, steps=20_000, test=5000, lr=5e-3),
+}
+
+
+def tour_constraint(run: Run) -> dict[str, float]:
+    """Claim 3: a Ptr-Net trained on optimal tours of 5..8 cities, tested on 8, 10 and 12."""
+    recipe = TOURS[run.scale]
+    model = train(run, recipe, "tsp", (5, 8))
+    scores: dict[str, float] = {}
+    for n in (8, 10, 12):
+        scores |= numbered(tours(model, n, recipe.test), n)
+    return scores
