@@ -104,8 +104,10 @@ def state_to_released(state: State) -> State:
 def state_from_released(state: State) -> State:
     """The inverse of state_to_released, in float32 (the released files hold half precision)."""
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-    state = {k: v.T if k in ("visual.proj", "text_projection") else v for k, v in state.items()}
-    return {_to_ours(k, RELEASED): v.float() if v.is_floating_point() else v for k, v in state.items()}
+    state = {k: v.T.contiguous() if k in ("visual.proj", "text_projection") else v for k, v in state.items()}
+    # Both image towers begin with a "conv1": the patch embedding of a ViT, the first convolution of a ResNet's stem.
+    names = RELEASED if "visual.proj" in state else [pair for pair in RELEASED if not pair[0].startswith("image.vit.")]
+    return {_to_ours(k, names): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def hub_config(model: CLIP) -> dict[str, Any]:
