@@ -74,12 +74,13 @@ def recorded(paper: Paper) -> list[FactResult]:
 
 
 def _computed(fact: Fact) -> float:
-    import torch
-
     paths.make_importable()
     module, _, name = fact.build.partition(":")
+    build = getattr(importlib.import_module(module), name)
+    import torch
+
     with torch.device("meta"):
-        built: Any = getattr(importlib.import_module(module), name)(**fact.args)
+        built: Any = build(**fact.args)
     if fact.quantity not in COUNTED:
         number = float(built)
         return int(number) if number.is_integer() else number

@@ -61,8 +61,13 @@ def code(entry: str) -> str:
 
 def imported_modules(file: Path) -> set[str]:
     """Dotted names every import statement of a file leads to, wherever it stands in the file."""
-    tree = ast.parse(file.read_bytes(), filename=str(file))
-    return {target.removesuffix(".*") for node in ast.walk(tree) for _, target in _bindings(node)}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        else:
+            found |= {target.removesuffix(".*") for _, target in _bindings(node)}
+    return found
 
 
 def forget() -> None:

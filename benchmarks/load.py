@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from benchmarks import paths
-from benchmarks.schema import Claim, Paper
+from benchmarks.schema import Paper
 from common.errors import EncoreError
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -56,12 +56,14 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
         yield ("slug",), f"is {paper.slug!r} but the folder is {room.name!r}"
     experiments = [e.id for e in paper.experiments]
     facts, claims, rows = ({item.id for item in items} for items in (paper.facts, paper.claims, paper.reported))
-    for field, items in (("facts", paper.facts), ("claims", paper.claims), ("reported", paper.reported)):
-        seen: set[str] = set()
-        for index, item in enumerate(items):
-            if item.id in seen:
-                yield (field, index, "id"), f"{item.id!r} is used twice"
-            seen.add(item.id)
+    for field, names in (
+        ("facts", [fact.id for fact in paper.facts]),
+        ("claims", [claim.id for claim in paper.claims]),
+        ("reported", [row.id for row in paper.reported]),
+    ):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield (field, index, "id"), f"{name!r} is used twice"
     for index, row in enumerate(paper.reported):
         if row.fact is not None and row.fact not in facts:
             yield ("reported", index, "fact"), f"there is no fact {row.fact!r}"
@@ -77,14 +79,18 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
                 yield ("measurements", index, "rows", row_id), f"there is no reported row {row_id!r}"
             if cell.arm not in measurement.arms:
                 yield ("measurements", index, "rows", row_id, "arm"), f"{cell.arm!r} is not one of its arms"
-    for index, experiment in enumerate(paper.experiments):
-        if not experiment.entry.startswith(f"papers.{paper.slug}."):
-            field = ("claims", index) if isinstance(experiment, Claim) else ("measurements", index - len(paper.claims))
-            yield (*field, "entry"), f"must lie in papers.{paper.slug}"
+    for field, entries in (
+        ("claims", [claim.entry for claim in paper.claims]),
+        ("measurements", [measurement.entry for measurement in paper.measurements]),
+    ):
+        for index, entry in enumerate(entries):
+            if not entry.startswith(f"papers.{paper.slug}."):
+                yield (field, index, "entry"), f"must lie in papers.{paper.slug}"
 
 
 def _message(path: Path, problems: list[tuple[Location, str]]) -> str:
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader)
+    assert node is not None  # it was parsed as a mapping before
     lines = []
     for location, message in problems[:10]:
         line, field = _place(node, location)

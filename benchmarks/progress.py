@@ -40,14 +40,14 @@ class _Lines:
 
 class _Bars:
     def __init__(self, expected: dict[Unit, float | None], workers: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
         self.expected, self.done = expected, 0
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn()
         )
         self.whole = self.bars.add_task(f"units, {workers} at a time", total=len(expected), count=f"0/{len(expected)}")
-        self.tasks: dict[Unit, int] = {}
+        self.tasks: dict[Unit, TaskID] = {}
 
     def __enter__(self) -> "_Bars":
         self.bars.start()

@@ -7,6 +7,7 @@ papers/<slug>/README.md.
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -24,11 +25,11 @@ def update(check: bool = False) -> list[str]:
     """Rewrite the blocks; returns the files that changed, or with `check` those that would."""
     standings = [Standing(paper) for paper in catalog.load_all().values()]
     files: dict[Path, dict[str, Callable[[], str]]] = {
-        paths.root() / "README.md": {"papers": lambda: papers_block(standings)}
+        paths.root() / "README.md": {"papers": partial(papers_block, standings)}
     }
     for standing in standings:
         room = paths.room(standing.paper.slug) / "README.md"
-        files[room] = {"results": lambda standing=standing: results_block(standing)}  # type: ignore[misc]
+        files[room] = {"results": partial(results_block, standing)}
     changed = []
     for file, blocks in files.items():
         if not file.is_file():

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from typing import Any, cast
 
 from benchmarks import catalog, provenance
 from benchmarks.curves import read_curves, significant
@@ -77,14 +77,15 @@ def run_unit(unit: Unit, force: bool = False) -> None:
 
 def call_entry(unit: Unit, entry: str) -> Any:
     """What the entry function returns for this unit."""
-    from common.training.run import Run
+    from common.training.run import Run, Scale
 
     module, _, name = entry.partition(":")
     function = getattr(importlib.import_module(module), name, None)
     if function is None:
         raise EncoreError(f"{entry}: {module} has no function {name!r}; correct `entry` in paper.yaml")
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
-    return function(Run(unit.paper, unit.claim, unit.arm, unit.seed, unit.scale, unit.dir, threads))
+    scale = cast(Scale, unit.scale)
+    return function(Run(unit.paper, unit.claim, unit.arm, unit.seed, scale, unit.dir, threads))
 
 
 def check_metrics(metrics: object, needed: set[str]) -> dict[str, float]:

@@ -94,6 +94,8 @@ RUN = '''\
 from dataclasses import dataclass
 from pathlib import Path
 
+Scale = str
+
 
 @dataclass(frozen=True)
 class Run:

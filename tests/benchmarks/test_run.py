@@ -1,0 +1,204 @@
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from benchmarks import catalog
+from benchmarks.files import write_atomic
+from benchmarks.records import dump, gather, read_record
+from benchmarks.unit import check_metrics, run_unit
+from benchmarks.units import Unit, identity
+from common.errors import EncoreError
+
+UNIT = Unit("toy", "better", "method", 0, "cpu")
+CLAIMS = "papers/toy/claims.py"
+
+
+def metrics(tree):
+    record = read_record("toy", "better", "cpu")
+    return {(unit["arm"], unit["seed"]): unit["metrics"] for unit in record["units"]}
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pattern):
+    """Processes whose command line mentions the pattern."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if pattern in line and "ps -eo" not in line]
+
+
+def test_reproduce_writes_results_with_provenance_and_skips_them_the_second_time(tree):
+    first = tree.encore("reproduce", "toy")
+    assert first.returncode == 0, first.stderr
+    assert "reproduced" in first.stdout
+    assert "reports/index.html" in first.stdout
+    assert (tree.root / "reports/index.html").is_file()
+    record = json.loads((tree.root / "benchmarks/results/toy/better.json").read_text())
+    assert metrics(tree)["method", 1] == {"score": 11.25}
+    assert record["data"] == {"generated": "generated"}
+    unit = record["units"][0]
+    assert unit["curves"] == {"fit: train/loss": [[i, 5.0 - i] for i in range(5)]}
+    assert {"commit", "versions", "machine", "started"} <= unit["provenance"].keys()
+    assert unit["provenance"]["machine"]["threads"] >= 1
+    assert unit["peak_memory_mb"] > 1
+
+    assert len(tree.calls()) == 6
+    second = tree.encore("reproduce", "toy")
+    assert second.returncode == 0
+    assert "6 units have a fresh result" in second.stdout
+    assert len(tree.calls()) == 6
+
+    tree.edit("LARGE = 10.0", "LARGE = 20.0", "common/numbers.py")
+    assert gather(catalog.load_one("toy"), catalog.load_one("toy").claims[0], "cpu") is None
+    tree.encore("reproduce", "toy", "--seeds", "0")
+    assert len(tree.calls()) == 8
+    assert metrics(tree)["method", 1] == {"score": 11.25}, "an incomplete rerun must not replace the record"
+
+
+def test_killed_outright_it_goes_on_and_gives_the_same_numbers(tree, monkeypatch):
+    tree.encore("reproduce", "toy", "--workers", "2")
+    expected = metrics(tree)
+    monkeypatch.setenv("ENCORE_RUNS", str(tree.root / "runs2"))
+    monkeypatch.setenv("TOY_SECONDS", "1")
+    before = len(tree.calls())
+    engine = subprocess.Popen(**tree.command("reproduce", "toy", "--workers", "2"), stdout=subprocess.PIPE)
+    wait_until(lambda: len(tree.calls()) >= before + 4)  # two units finished, two running
+    time.sleep(0.4)
+    engine.kill()
+    engine.communicate()
+    finished = sorted(path.parent.name for path in (tree.root / "runs2").rglob("result.json"))
+    interrupted = [path for path in (tree.root / "runs2").rglob("state.json") if path.parent.name not in finished]
+    assert len(finished) == 2
+    assert interrupted
+    monkeypatch.setenv("TOY_SECONDS", "0")
+    (tree.root / "benchmarks/results/toy/better.json").unlink()
+    again = tree.encore("reproduce", "toy")
+    assert again.returncode == 0, again.stderr
+    assert metrics(tree) == expected
+    called = [call.split()[1:] for call in tree.calls()[before:]]
+    for name in finished:
+        assert called.count(name.rsplit("-", 1)) == 1, "a finished unit was run again"
+    attempts = json.loads((interrupted[0].parent / "result.json").read_text())["provenance"]["attempts"]
+    assert attempts == 2, "the interrupted unit was not continued"
+    assert not alive("benchmarks.unit toy")
+
+
+def test_sigterm_stops_the_children_and_says_how_to_continue(tree, monkeypatch):
+    monkeypatch.setenv("TOY_SECONDS", "30")
+    engine = subprocess.Popen(
+        **tree.command("reproduce", "toy", "--workers", "1"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wait_until(lambda: tree.calls())
+    engine.send_signal(signal.SIGTERM)
+    _, error = engine.communicate(timeout=20)
+    assert engine.returncode == 128 + signal.SIGTERM
+    assert "Continue with: encore reproduce toy" in error
+    assert not alive("benchmarks.unit toy")
+    assert read_record("toy", "better", "cpu") is None
+
+
+def test_a_unit_over_its_time_limit_fails_and_the_others_are_kept(tree):
+    tree.edit("    data: generated\n    entry", "    data: generated\n    minutes: 0.03\n    entry")
+    tree.edit(
+        "    state_file = run", '    time.sleep(60 if run.arm == "baseline" else 0)\n    state_file = run', CLAIMS
+    )
+    done = tree.encore("reproduce", "toy", "--seeds", "0")
+    assert done.returncode == 1
+    assert "error: toy better baseline seed 0: stopped after its time limit of 0.03 minutes" in done.stderr
+    assert UNIT.result()["metrics"] == {"score": 11.6667}
+    assert not alive("benchmarks.unit toy")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (
+            '    from common.errors import EncoreError\n    raise EncoreError("no such file: x.csv")\n',
+            "no such file: x.csv",
+        ),
+        ('    raise ValueError("boom")\n', "ValueError: boom; see runs/toy/cpu/better/method-0.log"),
+        ("    os.kill(os.getpid(), 9)\n", "was ended by SIGKILL without a result; see runs/"),
+        ('    return {"score": float("nan")}\n', "metric 'score' is nan"),
+        ('    return {"other": 1.0}\n', "the entry gave no metric score; it gave other"),
+    ],
+)
+def test_a_failing_unit_is_one_clear_error_and_no_result(tree, body, says):
+    tree.edit("    state_file = run", f"{body}    state_file = run", CLAIMS)
+    tree.edit("seeds: [0, 1, 2]", "seeds: [0]")
+    tree.edit("baseline: baseline", "baseline: 3")
+    done = tree.encore("reproduce", "toy")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: toy better method seed 0: {says}")
+    assert len(done.stderr.splitlines()) == 1
+    assert UNIT.result() is None
+    assert read_record("toy", "better", "cpu") is None
+
+
+def test_a_half_written_result_counts_as_none(tree):
+    wanted = identity(catalog.load_one("toy").claims[0])
+    whole = json.dumps({"metrics": {"score": 1.0}, "seconds": 1.0, "provenance": wanted})
+    write_atomic(UNIT.dir / "result.json", whole)
+    assert UNIT.fresh_result(wanted)
+    (UNIT.dir / "result.json").write_text(whole[: len(whole) // 2])
+    assert UNIT.fresh_result(wanted) is None
+    assert UNIT.result() is None
+
+
+def test_checkpoints_of_other_code_are_not_continued(tree, monkeypatch):
+    monkeypatch.syspath_prepend(str(tree.root))
+    wanted = identity(catalog.load_one("toy").claims[0])
+    leftover = UNIT.dir / "leftover.ckpt"
+    for code, survives in ((wanted["code"], True), ("other", False)):
+        write_atomic(leftover, "x")
+        write_atomic(UNIT.dir / "unit.json", json.dumps({**wanted, "code": code, "attempts": 1}))
+        (UNIT.dir / "result.json").unlink(missing_ok=True)
+        monkeypatch.setattr("benchmarks.unit.call_entry", lambda unit, entry: {"score": 1.0})
+        run_unit(UNIT)
+        assert leftover.exists() == survives
+    run_unit(UNIT, force=True)
+    assert UNIT.result()["provenance"]["attempts"] == 1
+
+
+def test_other_scales_stay_out_of_the_committed_results(tree):
+    tree.edit("seeds: [0, 1, 2]", "seeds: [0]")
+    tree.edit("seeds: [0, 1]", "seeds: [0]")
+    done = tree.encore("reproduce", "toy", "--scale", "smoke", "--measurements")
+    assert done.returncode == 0, done.stderr
+    assert not (tree.root / "benchmarks/results").exists()
+    assert len(read_record("toy", "better", "smoke")["units"]) == 2
+    assert len(read_record("toy", "values", "smoke")["units"]) == 1
+
+
+def test_metrics_are_rounded_to_six_digits_and_must_be_numbers():
+    assert check_metrics({"a": 1 / 3, "b": 2}, {"a"}) == {"a": 0.333333, "b": 2.0}
+    for wrong in ({}, None, {"a": "x"}, {"a": True}, {"a": float("inf")}):
+        with pytest.raises(EncoreError):
+            check_metrics(wrong, set())
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "result.json"
+    write_atomic(file, "old")
+
+    def broken(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(file, "new and longer")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_records_have_one_line_a_unit():
+    record = {"paper": "toy", "units": [{"arm": "a"}, {"arm": "b"}]}
+    assert json.loads(dump(record)) == record
+    assert len(dump(record).splitlines()) == 7
