@@ -35,7 +35,7 @@ def update(check: bool = False) -> list[str]:
         if not file.is_file():
             continue
         before = file.read_text(encoding="utf-8")
-        after = BLOCK.sub(lambda match, file=file, blocks=blocks: _filled(match, file, blocks), before)
+        after = BLOCK.sub(partial(_filled, file, blocks), before)
         if after != before:
             changed.append(paths.shown(file))
             if not check:
@@ -43,7 +43,7 @@ def update(check: bool = False) -> list[str]:
     return changed
 
 
-def _filled(match: re.Match[str], file: Path, blocks: dict[str, Callable[[], str]]) -> str:
+def _filled(file: Path, blocks: dict[str, Callable[[], str]], match: re.Match[str]) -> str:
     begin, name, _, end = match.groups()
     if name not in blocks:
         raise EncoreError(f"{paths.shown(file)}: unknown block {name!r}; it may hold {', '.join(blocks)}")
