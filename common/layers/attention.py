@@ -78,11 +78,16 @@ class Attention(nn.Module):
         """(B, N, D) -> (B, heads, N, D / heads)"""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _self_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bias: Tensor | None = self.qkv.bias
+    def _self_qkv(self, x: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = self.qkv.weight, self.qkv.bias
         if self.separate_bias:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        if read is None:
+            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
+        else:
+            dim = weight.shape[1]
+            q = F.linear(take_tokens(x, read), weight[:dim], None if bias is None else bias[:dim])
+            k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=-1)
         return self._heads(q), self._heads(k), self._heads(v)
 
     def forward(
@@ -93,11 +98,13 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         is_causal: bool = False,
         cache: KVCache | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
         """x: (B, N, D) queries; context: (B, M, kv_dim) for cross-attention. Returns (B, N, D).
 
         mask: bool (True = may attend) or additive float, broadcastable to (B, heads, N, M).
         is_causal: query i sees keys up to i; with a cache, i counts from the end of what is cached.
+        read: (B, Q) positions of x in self-attention: only these are queries, and (B, Q, D) is returned.
         """
         if self.cross:
             q = self._heads(self.q(x))
@@ -110,7 +117,10 @@ class Attention(nn.Module):
                 if cache is not None:
                     cache.append(k, v)
         else:
-            q, k, v = self._self_qkv(x)
+            q, k, v = self._self_qkv(x, read)
+            if read is not None and is_causal:
+                causal = torch.arange(x.shape[1], device=x.device) <= read[:, None, :, None]
+                mask, is_causal = causal if mask is None else combine(mask, causal), False
             if cache is not None:
                 past = cache.length
                 k, v = cache.append(k, v)
@@ -124,6 +134,11 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=is_causal
         )
         return self.out(y.transpose(1, 2).flatten(2))
+
+
+def take_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """x: (B, N, D), index: (B, Q) -> (B, Q, D)"""
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from common.layers.attention import Attention, KVCache, QKVBias
+from common.layers.attention import Attention, KVCache, QKVBias, take_tokens
 
 
 class QuickGELU(nn.Module):
@@ -116,16 +116,22 @@ class TransformerLayer(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, N, D); context: (B, M, cross_dim); masks as in Attention. Returns (B, N, D)."""
+        """x: (B, N, D); context: (B, M, cross_dim); masks as in Attention. Returns (B, N, D).
+
+        read: (B, Q) positions; given, only these are computed and (B, Q, D) is returned.
+        """
         self_cache = cache.self_attention if cache else None
         cross_cache = cache.cross_attention if cache else None
         if self.pre_norm:
-            x = x + self._branch(self.attn(self.norm1(x), mask=mask, is_causal=is_causal, cache=self_cache))
+            y = self.attn(self.norm1(x), mask=mask, is_causal=is_causal, cache=self_cache, read=read)
+            x = (x if read is None else take_tokens(x, read)) + self._branch(y)
             if hasattr(self, "cross"):
                 x = x + self._branch(self.cross(self.norm_cross(x), context, mask=context_mask, cache=cross_cache))
             return x + self._branch(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self._branch(self.attn(x, mask=mask, is_causal=is_causal, cache=self_cache)))
+        y = self.attn(x, mask=mask, is_causal=is_causal, cache=self_cache, read=read)
+        x = self.norm1((x if read is None else take_tokens(x, read)) + self._branch(y))
         if hasattr(self, "cross"):
             x = self.norm_cross(x + self._branch(self.cross(x, context, mask=context_mask, cache=cross_cache)))
         return self.norm2(x + self._branch(self.mlp(x)))
@@ -151,8 +157,14 @@ class Transformer(nn.Module):
         """An empty cache for incremental decoding, one entry a layer."""
         return [LayerCache() for _ in self.layers]
 
-    def forward(self, x: Tensor, *, cache: list[LayerCache] | None = None, **kwargs: Any) -> Tensor:
-        """x: (B, N, D). Keyword arguments go to every layer (see TransformerLayer)."""
+    def forward(
+        self, x: Tensor, *, cache: list[LayerCache] | None = None, read: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """x: (B, N, D). Keyword arguments go to every layer (see TransformerLayer).
+
+        read: (B, Q) the positions whose top states are wanted. The last layer computes only those: (B, Q, D).
+        """
+        last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, cache=cache[i] if cache else None, **kwargs)
+            x = layer(x, cache=cache[i] if cache else None, read=read if i == last else None, **kwargs)
         return x

@@ -45,15 +45,20 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1 + N, D): class token first, before the last norm."""
+    def tokens(self, images: Tensor, read: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D): class token first, before the last norm; or only the positions `read` (B,
+        Q)."""
         x = self.embed(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x], dim=1) + self.positions
-        return self.blocks(self.norm_pre(x))
+        return self.blocks(self.norm_pre(x), read=read)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D), the normalised class token, or (B, num_classes) with a head."""
-        return self.head(self.norm(self.tokens(images)[:, 0]))
+        """(B, C, H, W) -> (B, D), the normalised class token, or (B, num_classes) with a head.
+
+        The last block computes the class token only: nothing else of its output is read.
+        """
+        cls = torch.zeros(images.shape[0], 1, dtype=torch.long, device=images.device)
+        return self.head(self.norm(self.tokens(images, read=cls)[:, 0]))
 
 
 def vit_base_patch16_224(num_classes: int = 1000) -> ViT:

@@ -13,9 +13,14 @@ def _build(name: str) -> CLIP:
 
 
 def image_multiply_adds(name: str) -> int:
-    """Of one image through the image tower."""
+    """Of one image through the image tower, every token through every block (the forward pass computes less: the last
+    block only for the class token).
+    """
     tower = _build(name).image
-    return multiply_adds(tower, torch.empty(1, 3, tower.image_size, tower.image_size, device="meta"))
+    image = torch.empty(1, 3, tower.image_size, tower.image_size, device="meta")
+    if isinstance(tower, ModifiedResNet):
+        return multiply_adds(tower, image)
+    return multiply_adds(tower.vit.tokens, image) + tower.proj.weight.numel()
 
 
 def image_multiply_adds_full_pool(name: str) -> int:
@@ -31,9 +36,12 @@ def image_multiply_adds_full_pool(name: str) -> int:
 
 
 def text_multiply_adds(name: str) -> int:
-    """Of one text of 77 tokens through the text tower."""
+    """Of one text of 77 tokens through the text tower, every token through every block (the forward pass stops at the end
+    token).
+    """
     tower = _build(name).text
-    return multiply_adds(tower, torch.zeros(1, tower.context_length, dtype=torch.long, device="meta"))
+    states = torch.empty(1, tower.context_length, tower.positions.shape[1], device="meta")
+    return multiply_adds(tower.blocks, states, is_causal=True) + tower.proj.weight.numel()
 
 
 def text_parameters_without_table(name: str) -> int:

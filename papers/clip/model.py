@@ -199,11 +199,9 @@ class TextTransformer(nn.Module):
         if tokens.shape[1] > self.context_length:
             raise EncoreError(f"text encoder takes {self.context_length} tokens, got {tokens.shape[1]}; truncate first")
         eos = tokens.argmax(dim=1)
-        if not tokens.is_meta:  # nothing after the last end token is ever read: attention is causal
-            tokens = tokens[:, : int(eos.max()) + 1]
+        tokens = tokens[:, : int(eos.max()) + 1]  # attention is causal: nothing after the last end token is ever read
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
-        x = self.blocks(x, is_causal=True)
-        x = x[torch.arange(x.shape[0], device=x.device), eos]
+        x = self.blocks(x, is_causal=True, read=eos[:, None])[:, 0]
         return self.proj(self.norm(x))
 
 
