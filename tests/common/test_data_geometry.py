@@ -65,12 +65,12 @@ def test_four_uniform_points_have_the_hull_sylvester_computed():
     assert abs(count.mean() - 133 / 36) < 4 * 0.5 / 200
 
 
-@pytest.mark.parametrize(("n", "mean"), [(5, 4.24), (10, 5.97), (50, 10.12)])
+@pytest.mark.parametrize(("n", "mean"), [(5, 4.235), (10, 5.964), (50, 10.150)])
 def test_mean_corners_and_hull_area_of_uniform_points_agree_with_simulation_and_efron(n, mean):
     sets = points(8000, n).numpy().astype(np.float64)
     count = (g.convex_hull(sets) != g.PAD).sum(axis=1)
     error = count.std() / np.sqrt(len(count))
-    assert abs(count.mean() - mean) < 4 * error + 0.01
+    assert abs(count.mean() - mean) < 4 * error  # means over 200,000 other sets, all hulls by scipy alike
     # Efron (1965): E[corners of n + 1 points] = (n + 1) (1 - E[area of n points])
     area = [g.polygon_area(one[corners(row)]) for one, row in zip(sets, g.convex_hull(sets))]
     more = (g.convex_hull(points(8000, n + 1, seed=1)) != g.PAD).sum(axis=1)
