@@ -1,0 +1,234 @@
+"""The claims at a small scale. Each function is one unit: (arm, seed) -> metrics, in percent unless said otherwise.
+
+Audio: ESC-10 (at smoke scale generated sounds). Encoders and tokenizers train on random crops of all clips without
+labels; labels are used by the probes alone, fitted on four folds and scored on the fifth, for each fold in turn.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.data.sounds import SoundClips
+from common.training.flops import multiply_adds
+from common.training.loader import train_loader
+from common.training.run import Run
+from papers.beats.data import Crops, load_esc10, pad_batch, spectrogram
+from papers.beats.iterations import (
+    Settings,
+    pretrain_module,
+    tokenizer_module,
+    train_encoder,
+    train_tokenizer,
+)
+from papers.beats.model import Encoder
+from papers.beats.module import PatchRegressionModule, perplexity
+from papers.beats.tokenizers import DistilledTokenizer, RandomProjectionTokenizer
+
+MELS, FRAMES, PATCH = 64, 128, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a scale. Steps are optimizer steps of `batch_size` crops of 1.28 s."""
+
+    dim: int
+    depth: int
+    num_codes: int
+    encoder_steps: int
+    tokenizer_steps: int
+    batch_size: int
+
+    @property
+    def settings(self) -> Settings:
+        stack: dict[str, Any] = {
+            "num_heads": 4,
+            "mlp_dim": 4 * self.dim,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "conv_kernel": 32,
+            "conv_groups": 16,
+        }
+        one_layer = {"depth": 1, **stack}
+        encoder = {"patch_size": PATCH, "patch_dim": 64, "dim": self.dim, "depth": self.depth, **stack}
+        return Settings(
+            encoder=encoder,
+            predictor=one_layer,
+            estimator=one_layer,
+            num_codes=self.num_codes,
+            code_dim=32,
+            lr=2e-3,
+            tokenizer_lr=1e-3,
+        )
+
+
+PLANS = {
+    "smoke": Plan(dim=32, depth=1, num_codes=16, encoder_steps=4, tokenizer_steps=4, batch_size=8),
+    "cpu": Plan(dim=64, depth=3, num_codes=128, encoder_steps=300, tokenizer_steps=150, batch_size=32),
+    "gpu": Plan(dim=192, depth=6, num_codes=256, encoder_steps=4000, tokenizer_steps=2000, batch_size=256),
+}
+
+
+class Corpus:
+    """Clips of a scale with labels and folds, as waveforms and spectrograms normalised by the corpus's statistics."""
+
+    def __init__(self, scale: str) -> None:
+        if scale == "smoke":
+            clips = SoundClips(40, seconds=1.5)
+            self.waves = [clips[i][0] for i in range(len(clips))]
+            self.labels = np.array([clips[i][1] for i in range(len(clips))])
+            self.folds = np.arange(len(clips)) // 10
+        else:
+            self.waves, self.labels, self.folds = load_esc10()
+        raw = [spectrogram(wave, MELS, mean=0.0, std=0.5) for wave in self.waves]  # the plain fbank
+        values = torch.cat(raw)
+        self.mean, self.std = values.mean().item(), values.std().item()
+        self.clips = [(x - self.mean) / (2 * self.std) for x in raw]
+
+    def loader(self, run: Run, batch_size: int) -> Any:
+        """Endless random crops, the same stream for every arm of a seed."""
+        crops = Crops(self.clips, torch.from_numpy(self.labels), FRAMES)
+
+        def make(trainer: L.Trainer) -> DataLoader:
+            return train_loader(
+                crops, batch_size, seed=run.seed, num_batches=100, trainer=trainer, collate_fn=pad_batch
+            )
+
+        return make
+
+    def whole_crops(self, noise_db: float | None = None) -> tuple[Tensor, np.ndarray]:
+        """All clips cut into whole crops side by side, (crops, 1, FRAMES, MELS), and the clip of each crop.
+
+        noise_db: white noise is first added to the waveforms at that signal-to-noise ratio.
+        """
+        clips = self.clips
+        if noise_db is not None:
+            generator = torch.Generator().manual_seed(0)
+            clips = []
+            for wave in self.waves:
+                noise = torch.randn(len(wave), generator=generator)
+                noisy = wave + noise * wave.square().mean().sqrt() * 10 ** (-noise_db / 20)
+                clips.append(spectrogram(noisy, MELS, mean=self.mean, std=self.std))
+        cut = [clip[: len(clip) // FRAMES * FRAMES].unflatten(0, (-1, FRAMES)) for clip in clips]
+        owner = np.repeat(np.arange(len(cut)), [len(c) for c in cut])
+        return torch.cat(cut)[:, None], owner
+
+    def probe(self, features: np.ndarray) -> float:
+        """Accuracy (%) of a ridge classifier on clip features (clips, D), each fold held out once.
+
+        The ridge strength is chosen inside the training folds by generalised cross-validation.
+        """
+        right = np.zeros(len(self.labels), dtype=bool)
+        for fold in np.unique(self.folds):
+            train, test = self.folds != fold, self.folds == fold
+            mean, std = features[train].mean(0), features[train].std(0).mean() + 1e-8
+            classifier = RidgeClassifierCV(alphas=np.logspace(-2, 4, 13))
+            classifier.fit((features[train] - mean) / std, self.labels[train])
+            right[test] = classifier.predict((features[test] - mean) / std) == self.labels[test]
+        return 100 * float(right.mean())
+
+
+@torch.no_grad()
+def in_batches(function: Any, x: Tensor, size: int = 64) -> Tensor:
+    """torch.cat of function(part) over parts of the first dimension."""
+    return torch.cat([function(part) for part in x.split(size)])
+
+
+def token_metrics(corpus: Corpus, tokenizer: RandomProjectionTokenizer | DistilledTokenizer) -> dict[str, float]:
+    """How much a tokenizer's codes say about the class.
+
+    histogram_accuracy: ridge on the clip's code histogram (square root of frequencies). nmi: between code and class
+    over all tokens. perplexity: effective number of codes. stability: share of tokens that white noise at 20 dB leaves
+    as they were.
+    """
+    crops, owner = corpus.whole_crops()
+    tokens = in_batches(tokenizer.tokenize, crops)  # (crops, N)
+    noisy = in_batches(tokenizer.tokenize, corpus.whole_crops(noise_db=20.0)[0])
+    histograms = np.zeros((len(corpus.labels), tokenizer.num_codes))
+    np.add.at(histograms, (np.repeat(owner, tokens.shape[1]), tokens.flatten().numpy()), 1)
+    histograms /= histograms.sum(1, keepdims=True)
+    classes = np.repeat(corpus.labels[owner], tokens.shape[1])
+    return {
+        "histogram_accuracy": corpus.probe(np.sqrt(histograms)),
+        "nmi": 100 * float(normalized_mutual_info_score(classes, tokens.flatten().numpy())),
+        "perplexity": perplexity(tokens, tokenizer.num_codes).item(),
+        "stability": 100 * (tokens == noisy).float().mean().item(),
+    }
+
+
+def distilled_tokens(run: Run) -> dict[str, float]:
+    """Claim 1. Arms "random": iteration 1's tokenizer; "distilled": one distilled from iteration 1's encoder."""
+    plan, corpus = PLANS[run.scale], Corpus(run.scale)
+    settings = plan.settings
+    if run.arm == "random":
+        tokenizer = RandomProjectionTokenizer(
+            patch_size=PATCH, dim=settings.code_dim, num_codes=settings.num_codes, seed=run.seed
+        )
+        return token_metrics(corpus, tokenizer)
+    loader = corpus.loader(run, plan.batch_size)
+    teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
+    distilled = train_tokenizer(run, loader, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)
+    return token_metrics(corpus, distilled)
+
+
+def step_costs(plan: Plan) -> tuple[int, int, int, int]:
+    """Multiply-adds of one training step of encoder 1, tokenizer, encoder 2 and regression.
+
+    The forward pass is counted; a backward pass is two forwards, so what is trained counts three times and what only
+    makes targets (tokenizer, teacher) once.
+    """
+    settings, x = plan.settings, torch.zeros(plan.batch_size, 1, FRAMES, MELS)
+    with torch.random.fork_rng(devices=[]):
+        second = tokenizer_module(settings, 1, Encoder(**settings.encoder))
+        second.tokenizer.quantizer.set_codebook(torch.randn(settings.num_codes, settings.code_dim))
+        third = pretrain_module(settings, 1, second.tokenizer)
+        stages = (
+            (pretrain_module(settings, 1), "targets"),
+            (second, "teach"),
+            (third, "targets"),
+            (pretrain_module(settings, 1, kind=PatchRegressionModule), "targets"),
+        )
+        costs = []
+        for module, make_targets in stages:
+            module.log_dict = lambda *args, **kwargs: None  # there is no trainer to log to
+            targets = multiply_adds(getattr(module, make_targets), x, None)
+            forward = multiply_adds(module.training_step, {"spectrogram": x})
+            costs.append(3 * (forward - targets) + targets)
+    return tuple(costs)
+
+
+def equal_compute(run: Run) -> dict[str, float]:
+    """Claim 2. Arms that spend the same multiply-adds: "iterated" (encoder 1, tokenizer 2, encoder 2), "single"
+    (encoder 1, trained longer), "regression" (the same encoder, trained on patches); and "untrained".
+
+    probe: ridge accuracy on mean-pooled features; gmac: multiply-adds of training in 10^9.
+    """
+    plan, corpus = PLANS[run.scale], Corpus(run.scale)
+    settings, loader = plan.settings, corpus.loader(run, plan.batch_size)
+    first, token, second, regression = step_costs(plan)
+    budget = plan.encoder_steps * (first + second) + plan.tokenizer_steps * token
+    steps, cost = 0, 0
+    if run.arm == "untrained":
+        L.seed_everything(run.seed, verbose=False)
+        encoder = Encoder(**settings.encoder).eval()
+    elif run.arm == "iterated":
+        teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
+        tokenizer = train_tokenizer(run, loader, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)
+        encoder = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder2", tokenizer=tokenizer)
+        steps, cost = plan.encoder_steps, budget
+    else:
+        kind = {} if run.arm == "single" else {"kind": PatchRegressionModule}
+        price = first if run.arm == "single" else regression
+        steps = round(budget / price)
+        encoder = train_encoder(run, loader, settings, steps, name="encoder", **kind)
+        cost = steps * price
+    crops, owner = corpus.whole_crops()
+    features = in_batches(lambda x: encoder(x).mean(dim=1), crops).numpy()
+    pooled = np.stack([features[owner == i].mean(0) for i in range(len(corpus.labels))])
+    return {"probe": corpus.probe(pooled), "steps": float(steps), "gmac": cost / 1e9}

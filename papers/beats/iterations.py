@@ -1,0 +1,111 @@
+"""The iteration driver (Fig. 2): encoder 1 <- random tokens; tokenizer 2 <- encoder 1; encoder 2 <- tokenizer 2; ..."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from common.training.run import Run, fit
+from papers.beats.model import AudioClassifier, Encoder
+from papers.beats.module import PretrainModule, TokenizerModule
+from papers.beats.tokenizers import DistilledTokenizer
+
+Loader = Callable[[L.Trainer], DataLoader]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and recipe of both stages. encoder, predictor, estimator: keyword arguments of those models."""
+
+    encoder: dict[str, Any] = field(default_factory=dict)
+    predictor: dict[str, Any] = field(default_factory=dict)
+    estimator: dict[str, Any] = field(default_factory=dict)
+    num_codes: int = 1024
+    code_dim: int = 256
+    lr: float = 5e-4
+    tokenizer_lr: float = 5e-5
+    warmup_share: float = 0.08
+
+
+def pretrain_module(
+    settings: Settings, steps: int, tokenizer: Any = "random", kind: type[PretrainModule] = PretrainModule
+) -> PretrainModule:
+    """One encoder's pre-training; kind may be the regression control."""
+    return kind(
+        tokenizer=tokenizer,
+        encoder=settings.encoder,
+        predictor=settings.predictor,
+        num_codes=settings.num_codes,
+        code_dim=settings.code_dim,
+        lr=settings.lr,
+        warmup_steps=int(settings.warmup_share * steps),
+        total_steps=steps,
+    )
+
+
+def tokenizer_module(settings: Settings, steps: int, teacher: Encoder | AudioClassifier) -> TokenizerModule:
+    """One tokenizer's training."""
+    return TokenizerModule(
+        teacher=teacher,
+        encoder=settings.encoder,
+        estimator=settings.estimator,
+        num_codes=settings.num_codes,
+        code_dim=settings.code_dim,
+        lr=settings.tokenizer_lr,
+        warmup_steps=int(settings.warmup_share * steps),
+        total_steps=steps,
+    )
+
+
+def train_encoder(
+    run: Run,
+    loader: Loader,
+    settings: Settings,
+    steps: int,
+    *,
+    name: str,
+    tokenizer: Any = "random",
+    kind: type[PretrainModule] = PretrainModule,
+) -> Encoder:
+    """A fresh encoder trained on the tokenizer's labels. Stage `name` of the run."""
+    L.seed_everything(run.seed, verbose=False)
+    module = pretrain_module(settings, steps, tokenizer, kind)
+    return fit(module, loader, run=run, name=name, max_steps=steps).encoder
+
+
+def train_tokenizer(
+    run: Run, loader: Loader, settings: Settings, steps: int, *, name: str, teacher: Encoder | AudioClassifier
+) -> DistilledTokenizer:
+    """A fresh tokenizer distilled from the teacher. Stage `name` of the run."""
+    L.seed_everything(run.seed, verbose=False)
+    return fit(tokenizer_module(settings, steps, teacher), loader, run=run, name=name, max_steps=steps).tokenizer
+
+
+def iterate(
+    run: Run,
+    loader: Loader,
+    settings: Settings,
+    *,
+    encoder_steps: int,
+    tokenizer_steps: int,
+    iterations: int = 3,
+    fine_tune: Callable[[Encoder], AudioClassifier] | None = None,
+) -> tuple[list[Encoder], list[DistilledTokenizer]]:
+    """All encoders and tokenizers, [enc1, enc2, ...] and [tok2, ...]; every one starts from fresh weights.
+
+    fine_tune, when given, turns the last teacher into a classifier first, whose logits the last tokenizer learns (3+).
+    """
+    encoders = [train_encoder(run, loader, settings, encoder_steps, name="encoder1")]
+    tokenizers: list[DistilledTokenizer] = []
+    for i in range(2, iterations + 1):
+        teacher: Encoder | AudioClassifier = encoders[-1]
+        if fine_tune is not None and i == iterations:
+            teacher = fine_tune(encoders[-1])
+        tokenizers.append(
+            train_tokenizer(run, loader, settings, tokenizer_steps, name=f"tokenizer{i}", teacher=teacher)
+        )
+        encoder = train_encoder(run, loader, settings, encoder_steps, name=f"encoder{i}", tokenizer=tokenizers[-1])
+        encoders.append(encoder)
+    return encoders, tokenizers
