@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import requests
 from rich.console import Console
@@ -145,6 +145,6 @@ def _unzip(archive: Path, directory: Path) -> None:
 
 
 def _check_name(archive: Path, name: str) -> None:
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
+    path = PureWindowsPath(name)  # takes both kinds of slash for separators
+    if path.drive or path.root or ".." in path.parts:
         raise EncoreError(f"{archive}: refused: member {name!r} would be written outside the directory")

@@ -87,6 +87,7 @@ def test_a_tokenizer_directory_without_its_files_is_an_error(tmp_path):
 
 def test_clip_cleaning_repairs_unescapes_twice_collapses_and_lowers():
     assert clean("  A &amp;lt;b&amp;gt;\n\n Photo of cafÃ© ") == "a <b> photo of café"
+    assert clean("<I> &amp;amp; you") == "<i> & you"  # where a tag stands the repair leaves entities alone
 
 
 def test_clip_ids_are_sot_pieces_eot_zeros_and_eot_is_the_largest(clip):
