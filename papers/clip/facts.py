@@ -36,8 +36,8 @@ def image_multiply_adds_full_pool(name: str) -> int:
 
 
 def text_multiply_adds(name: str) -> int:
-    """Of one text of 77 tokens through the text tower, every token through every block (the forward pass stops at the end
-    token).
+    """Of one text of 77 tokens through the text tower, every token through every block (the forward pass stops at the
+    end token).
     """
     tower = _build(name).text
     states = torch.empty(1, tower.context_length, tower.positions.shape[1], device="meta")

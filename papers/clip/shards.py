@@ -6,7 +6,9 @@ Unusable samples are skipped and counted by reason (SKIP_REASONS); the data modu
 
 import io
 import itertools
+import os
 import random
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,17 @@ def expand_shards(pattern: str) -> list[str]:
             "check data.init_args.shards"
         )
     return shards
+
+
+def ends_properly(path: str) -> bool:
+    """Whether a tar file has its end mark, two blocks of zeros. A file that was cut between members reads without
+    error.
+    """
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) < 1024:
+            return False
+        file.seek(-1024, os.SEEK_END)
+        return not any(file.read())
 
 
 class CaptionShards(IterableDataset):
@@ -110,6 +123,7 @@ class CaptionShards(IterableDataset):
         for number in itertools.count():
             order = np.random.default_rng([self.seed, number]).permutation(len(self.shards))
             urls = [{"url": self.shards[i]} for i in order[slot::slots]]
+            self._count("damaged shard", sum(not ends_properly(url["url"]) for url in urls))
             empty = True
             for sample in wds.tarfile_samples(urls, handler=self._broken_shard):
                 empty = False
@@ -126,25 +140,26 @@ class CaptionShards(IterableDataset):
             buffer = []
 
     def _broken_shard(self, error: Exception) -> bool:
-        self.skipped[SKIP_REASONS.index("damaged shard")] += 1
+        if not isinstance(error, tarfile.ReadError):  # a shard that breaks off was counted when its turn came
+            self._count("damaged shard")
         return True  # go on with the next shard
 
     def _decode(self, sample: dict[str, Any], number: int, worker: int) -> tuple[Tensor, str] | None:
         data = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
         if data is None or "txt" not in sample:
-            return self._skip("no image or no caption")
+            return self._count("no image or no caption")
         caption = sample["txt"].decode("utf-8", errors="replace").strip()
         if not caption:
-            return self._skip("empty caption")
+            return self._count("empty caption")
         try:
             image = Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return self._skip("image cannot be decoded")
+            return self._count("image cannot be decoded")
         with seeded(self.seed, self.rank, worker, number):
             return self.transform(image), caption
 
-    def _skip(self, reason: str) -> None:
-        self.skipped[SKIP_REASONS.index(reason)] += 1
+    def _count(self, reason: str, number: int = 1) -> None:
+        self.skipped[SKIP_REASONS.index(reason)] += number
 
     def report(self) -> dict[str, int]:
         """How many samples (or shards) were skipped, by reason."""
