@@ -80,6 +80,8 @@ class _Code:
         self.root = root
         self.cache = DerivedCache("fingerprint", describe)
         self.answers: dict[tuple[str, str], str] = {}
+        self.files: dict[str, Path | None] = {}
+        self.steps: dict[Symbol, tuple[dict[str, str], list[Symbol]]] = {}
 
     @staticmethod
     @cache
@@ -96,20 +98,35 @@ class _Code:
                 if symbol in seen:
                     continue
                 seen.add(symbol)
-                for found, part in self.follow(*symbol):
-                    hashes[f"{found[0]}:{found[1]}"] = part["hash"]
-                    queue += self.targets(found[0], part)
-                    hashes |= self.configs(found[0], part)
+                if symbol not in self.steps:
+                    self.steps[symbol] = self.step(symbol)
+                own, leads_to = self.steps[symbol]
+                hashes |= own
+                queue += leads_to
             self.answers[module, name] = digest(hashes)
             self.cache.save()
         return self.answers[module, name]
+
+    def step(self, symbol: Symbol) -> tuple[dict[str, str], list[Symbol]]:
+        """({what the symbol brings in: its hash}, the symbols that names in turn)."""
+        hashes: dict[str, str] = {}
+        leads_to: list[Symbol] = []
+        for (module, name), part in self.follow(*symbol):
+            hashes[f"{module}:{name}"] = part["hash"]
+            leads_to += self.targets(module, part)
+            if part["yaml"]:
+                hashes |= self.configs(module, part)
+        return hashes, leads_to
 
     def file(self, module: str) -> Path | None:
         """The source file of a module of the house."""
         if module.split(".")[0] not in HOUSE:
             return None
-        base = self.root.joinpath(*module.split("."))
-        return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+        if module not in self.files:
+            base = self.root.joinpath(*module.split("."))
+            found = (file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file())
+            self.files[module] = next(found, None)
+        return self.files[module]
 
     def follow(self, module: str, name: str | None) -> Iterator[tuple[tuple[str, str], dict]]:
         """The parts of the module a use of `name` brings in; ((module, part name), part)."""

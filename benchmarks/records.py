@@ -1,7 +1,7 @@
 """Results of a whole claim: the units of one code, configuration and data, merged into one JSON.
 
-At scale `cpu` the record is benchmarks/results/<paper>/<claim>.json and belongs into a commit; at other scales it stays
-in runs/.
+At scale `cpu` the record is benchmarks/results/<paper>/<claim>.json and belongs into a commit, at other scales it stays
+in runs/. The learning curves of its units lie beside it in <claim>.curves.json, so that a verdict is quick to read.
 """
 
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import paths
+from benchmarks.curves import Curve
 from benchmarks.files import read_json, write_atomic
 from benchmarks.schema import Claim, Measurement, Paper
 from benchmarks.units import identity, same_identity, units_of
@@ -21,6 +22,15 @@ def record_file(paper: str, claim: str, scale: str) -> Path:
     if scale == COMMITTED_SCALE:
         return paths.results(paper) / f"{claim}.json"
     return paths.runs() / paper / f"{claim}.{scale}.json"
+
+
+def curves_file(paper: str, claim: str, scale: str) -> Path:
+    return record_file(paper, claim, scale).with_suffix(".curves.json")
+
+
+def read_curves(paper: str, claim: str, scale: str) -> dict[str, dict[str, Curve]]:
+    """{"arm-seed": {curve: [[step, value], ...]}} of a kept record."""
+    return read_json(curves_file(paper, claim, scale)) or {}
 
 
 def read_record(paper: str, claim: str, scale: str) -> Record | None:
@@ -38,7 +48,8 @@ def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record 
         result = unit.fresh_result(wanted)
         if result is not None:
             origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
-            known[unit.arm, unit.seed] = {**result, "provenance": origin}
+            known[unit.arm, unit.seed] = {key: value for key, value in result.items() if key != "curves"}
+            known[unit.arm, unit.seed]["provenance"] = origin
     planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, scale)]
     units = [known[key] for key in planned if key in known]
     head = {"paper": paper.slug, "claim": experiment.id, "scale": scale}
@@ -52,8 +63,25 @@ def keep_if_complete(paper: Paper, experiment: Claim | Measurement, scale: str) 
         return None
     file = record_file(paper.slug, experiment.id, scale)
     if read_json(file) != record:
+        write_atomic(curves_file(paper.slug, experiment.id, scale), dump_lines(_curves(paper, experiment, scale)))
         write_atomic(file, dump(record))
     return file
+
+
+def _curves(paper: Paper, experiment: Claim | Measurement, scale: str) -> dict[str, dict[str, Curve]]:
+    curves = read_curves(paper.slug, experiment.id, scale)
+    wanted = identity(experiment)
+    for unit in units_of(paper, experiment, scale):
+        result = unit.fresh_result(wanted)
+        if result is not None:
+            curves[unit.dir.name] = result["curves"]
+    planned = [unit.dir.name for unit in units_of(paper, experiment, scale)]
+    return {name: curves[name] for name in planned if name in curves}
+
+
+def dump_lines(content: dict[str, Any]) -> str:
+    """JSON with one line an item."""
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()) + "\n}\n"
 
 
 def dump(record: Record) -> str:

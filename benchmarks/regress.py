@@ -13,12 +13,12 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from benchmarks import catalog, facts, paths
 from benchmarks.curves import read_csv, significant
 from benchmarks.files import digest, read_json, write_atomic
 from benchmarks.provenance import cores, machine, versions
+from benchmarks.records import dump_lines
 from benchmarks.schema import Paper
 from common.errors import EncoreError
 
@@ -96,7 +96,7 @@ def update(paper: Paper) -> list[str]:
         "machine": {key: value for key, value in machine().items() if key != "threads"},
         "losses": found[0],
     }
-    write_atomic(paths.trajectory(paper.slug), _dump(content))
+    write_atomic(paths.trajectory(paper.slug), dump_lines(content))
     print(
         f"{paper.slug}: {len(found[0])} losses, spread {spread:.2e}, tolerance {content['tolerance']:.2e}", flush=True
     )
@@ -146,12 +146,6 @@ def _wrong_facts(paper: Paper) -> list[str]:
 def _config_hash(slug: str) -> str:
     file = paths.room(slug) / "configs" / "smoke.yaml"
     return digest(file.read_bytes()) if file.is_file() else ""
-
-
-def _dump(content: dict[str, Any]) -> str:
-    import json
-
-    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()) + "\n}\n"
 
 
 if __name__ == "__main__":

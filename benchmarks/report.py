@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from benchmarks import catalog, paths, plots
+from benchmarks.curves import Curve
 from benchmarks.files import write_atomic
 from benchmarks.provenance import commit
+from benchmarks.records import read_curves
 from benchmarks.schema import Claim, Measurement
 from benchmarks.standing import Row, Standing, interval_text, number, signed
 from benchmarks.table import ran
@@ -67,13 +69,14 @@ def claim_view(standing: Standing, experiment: Claim | Measurement) -> ClaimView
     """Tables and plots of one claim or measurement; empty where it never ran."""
     record = standing.records[experiment.id]
     units = record["units"] if record else []
+    curves = read_curves(standing.paper.slug, experiment.id, standing.scale) if record else {}
     names = list(dict.fromkeys(name for unit in units for name in unit["metrics"]))
     arms = []
     for arm in experiment.all_arms:
         values = [[u["metrics"][name] for u in units if u["arm"] == arm and name in u["metrics"]] for name in names]
         arms.append((arm, [_mean_and_spread(each) for each in values]))
     drawn = _verdict_plots(standing, experiment, units) if isinstance(experiment, Claim) and units else []
-    return ClaimView(experiment, names, arms if units else [], [*drawn, *_curve_plots(experiment, units)])
+    return ClaimView(experiment, names, arms if units else [], [*drawn, *_curve_plots(experiment, curves)])
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -104,18 +107,17 @@ def _verdict_plots(standing: Standing, claim: Claim, units: list[dict]) -> list[
     ]
 
 
-def _curve_plots(experiment: Claim | Measurement, units: list[dict]) -> list[str]:
-    names = dict.fromkeys(name for unit in units for name in unit.get("curves", {}) if not UNINTERESTING.search(name))
+def _curve_plots(experiment: Claim | Measurement, curves: dict[str, dict[str, Curve]]) -> list[str]:
+    names = dict.fromkeys(name for unit in curves.values() for name in unit if not UNINTERESTING.search(name))
     drawn = []
     for name in sorted(names, key=lambda name: ("loss" not in name, name))[:MAX_CURVES]:
         lines = {}
         for arm in experiment.all_arms:
-            seeds = [u["curves"][name] for u in units if u["arm"] == arm and len(u["curves"].get(name, ())) > 1]
-            if seeds:
+            found = [curves.get(f"{arm}-{seed}", {}).get(name, []) for seed in experiment.seeds]
+            if seeds := [line for line in found if len(line) > 1]:
                 lines[arm] = seeds
         if lines:
-            ends = "; ".join(
-                f"{arm} ends at {', '.join(f'{line[-1][1]:.4g}' for line in ls)}" for arm, ls in lines.items()
-            )
+            last = {arm: ", ".join(f"{line[-1][1]:.4g}" for line in seeds) for arm, seeds in lines.items()}
+            ends = "; ".join(f"{arm} ends at {values}" for arm, values in last.items())
             drawn.append(plots.curves(lines, f"{name} against step", f"Learning curves, one line a seed. {ends}"))
     return drawn

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from benchmarks import facts, paths
+from benchmarks import paths
+from benchmarks.facts import FactResult
 from benchmarks.fingerprint import imported_modules
-from benchmarks.records import COMMITTED_SCALE, read_record
 from benchmarks.schema import Claim, Paper
-from benchmarks.units import identity
-from benchmarks.verdict import judge
 
 FILES = (
     "model.py",
@@ -23,12 +21,15 @@ FILES = (
 TESTED = ("model", "module", "data", "claims")
 
 
-def missing_parts(paper: Paper) -> list[str]:
-    """Every part of a complete room that is not there, not tested, not run or stale, one line each."""
-    return [*_missing(paper), *paper.missing]
+def missing_parts(paper: Paper, facts: list[FactResult], outcomes: dict[str, str]) -> list[str]:
+    """Every part of a complete room that is not there, not tested, not run or stale, one line each.
+
+    outcomes: {claim or measurement: its verdict}, of which only `missing` and `stale` matter here.
+    """
+    return [*_missing(paper, facts, outcomes), *paper.missing]
 
 
-def _missing(paper: Paper) -> Iterator[str]:
+def _missing(paper: Paper, facts: list[FactResult], outcomes: dict[str, str]) -> Iterator[str]:
     room = paths.room(paper.slug)
     yield from (name for name in FILES if not (room / name).is_file())
     if not list((room / "configs").glob("paper*.yaml")):
@@ -43,19 +44,15 @@ def _missing(paper: Paper) -> Iterator[str]:
         )
     if not paper.facts:
         yield "facts"
-    if open_facts := [fact.id for fact in facts.recorded(paper) if fact.verdict != "match"]:
+    if open_facts := [fact.id for fact in facts if fact.verdict != "match"]:
         yield f"facts without a match: {', '.join(open_facts)}"
     if not paper.claims:
         yield "claims"
     for experiment in paper.experiments:
         kind = "claim" if isinstance(experiment, Claim) else "measurement"
-        record = read_record(paper.slug, experiment.id, COMMITTED_SCALE)
-        if record is None:
-            yield f"result of {kind} {experiment.id}"
-        elif isinstance(experiment, Claim):
-            verdict = judge(experiment, record, identity(experiment)).verdict
-            if verdict in ("stale", "missing"):
-                yield f"{'fresh' if verdict == 'stale' else 'complete'} result of claim {experiment.id}"
+        if outcomes[experiment.id] in ("missing", "stale"):
+            adjective = "fresh " if outcomes[experiment.id] == "stale" else ""
+            yield f"{adjective}result of {kind} {experiment.id}"
     if not paths.trajectory(paper.slug).is_file():
         yield "regress trajectory"
 

@@ -67,7 +67,9 @@ class Standing:
 
     @cached_property
     def missing(self) -> list[str]:
-        return missing_parts(self.paper)
+        outcomes = {claim: verdict.verdict for claim, verdict in self.verdicts.items()}
+        outcomes |= {measurement.id: self._state(measurement) for measurement in self.paper.measurements}
+        return missing_parts(self.paper, self.facts, outcomes)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -81,17 +83,27 @@ class Standing:
             return Row(row, verdict, f"fact {row.fact}", fact.computed, n=1, command=command)
         for measurement in self.paper.measurements:
             if row.id in measurement.rows and (values := self._measured(measurement, row.id)):
-                current = same_identity(self.records[measurement.id] or {}, identity(measurement))
                 spread = stdev(values) if len(values) > 1 else None
                 by = f"measurement {measurement.id}"
-                verdict = "measured" if current else "stale"
-                return Row(row, verdict, by, fmean(values), spread, len(values), command)
+                state = self._state(measurement)
+                return Row(
+                    row, "stale" if state == "stale" else "measured", by, fmean(values), spread, len(values), command
+                )
         if row.claim is not None:
             outcome = self.verdicts[row.claim].verdict
             if outcome not in ("missing", "stale") or not row.recipe:
                 verdict = {"reproduced": "supported"}.get(outcome, outcome)
                 return Row(row, verdict, f"claim {row.claim}", command=command)
         return Row(row, "recipe" if row.recipe else "not run", command=command)
+
+    def _state(self, measurement: Measurement) -> str:
+        """measured, stale, or missing when a planned unit has no result."""
+        record = self.records[measurement.id]
+        if record is not None and not same_identity(record, identity(measurement)):
+            return "stale"
+        found = {(unit["arm"], unit["seed"]) for unit in record["units"]} if record else set()
+        planned = {(arm, seed) for arm in measurement.all_arms for seed in self.seeds or measurement.seeds}
+        return "measured" if planned <= found else "missing"
 
     def _measured(self, measurement: Measurement, row: str) -> list[float]:
         record, cell = self.records[measurement.id], measurement.rows[row]

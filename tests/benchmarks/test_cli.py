@@ -16,22 +16,17 @@ LIST_KEYS = ["slug", "title", "year", "modality", "fidelity", "facts", "claims",
 def put_record(tree, method=(9, 9.1, 9.2), **changes):
     """A committed result as if it had been run."""
     from benchmarks.files import write_atomic
-    from benchmarks.records import dump
+    from benchmarks.records import dump, dump_lines
 
     wanted = identity(load_one("toy").claims[0])
     origin = {"commit": "abc", "versions": {}, "machine": {"cpu": "x", "cores": 2, "threads": 1}, "started": "2026"}
     units = [
-        {
-            "arm": arm,
-            "seed": s,
-            "metrics": {"score": v},
-            "seconds": 1.0,
-            "curves": {"fit: train/loss": [[0, 2.0], [9, v]]},
-        }
-        | {"provenance": origin}
+        {"arm": arm, "seed": seed, "metrics": {"score": value}, "seconds": 1.0, "provenance": origin}
         for arm, values in (("method", method), ("baseline", (5, 5, 5)))
-        for s, v in enumerate(values)
+        for seed, value in enumerate(values)
     ]
+    curves = {f"{u['arm']}-{u['seed']}": {"fit: train/loss": [[0, 2.0], [9, 1.0]]} for u in units}
+    write_atomic(tree.root / "benchmarks/results/toy/better.curves.json", dump_lines(curves))
     record = {"paper": "toy", "claim": "better", "scale": "cpu", **wanted, **changes, "units": units}
     write_atomic(tree.root / "benchmarks/results/toy/better.json", dump(record))
 

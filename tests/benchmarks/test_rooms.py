@@ -1,5 +1,6 @@
 from benchmarks import catalog, paths
-from benchmarks.rooms import missing_parts, wrong_arrows
+from benchmarks.rooms import wrong_arrows
+from benchmarks.standing import Standing
 
 
 def arrows():
@@ -50,7 +51,7 @@ def test_common_must_not_import_a_paper_nor_a_paper_the_harness(tree):
 
 
 def test_missing_names_untested_parts_and_shrinks_as_they_arrive(tree):
-    before = missing_parts(catalog.load_one("toy"))
+    before = Standing(catalog.load_one("toy")).missing
     assert {"module.py", "data.py", "train.py", "configs/smoke.yaml", "configs/cpu.yaml"} <= set(before)
     assert "tests/papers/test_toy.py" in before
     tree.write("papers/toy/module.py", "")
@@ -59,7 +60,7 @@ def test_missing_names_untested_parts_and_shrinks_as_they_arrive(tree):
         "from papers.toy import (\n    model,\n)\nfrom papers.toy.claims import better\n",
     )
     tree.write("benchmarks/regress/toy.json", "{}")
-    after = missing_parts(catalog.load_one("toy"))
+    after = Standing(catalog.load_one("toy")).missing
     assert set(before) - set(after) == {"module.py", "tests/papers/test_toy.py", "regress trajectory"}
     assert set(after) - set(before) == {"module.py is not tested"}
 
@@ -67,7 +68,7 @@ def test_missing_names_untested_parts_and_shrinks_as_they_arrive(tree):
 def test_a_complete_room_needs_a_paper_config(tree):
     (tree.root / "papers/toy/configs/paper.yaml").unlink()
     tree.edit("    recipe: configs/paper.yaml\n", "")
-    assert "configs/paper*.yaml" in missing_parts(catalog.load_one("toy"))
+    assert "configs/paper*.yaml" in Standing(catalog.load_one("toy")).missing
 
 
 def test_paths_of_the_repository_are_found_from_anywhere():

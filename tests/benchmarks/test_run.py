@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import catalog
 from benchmarks.files import write_atomic
-from benchmarks.records import dump, gather, read_record
+from benchmarks.records import dump, gather, read_curves, read_record
 from benchmarks.unit import check_metrics, run_unit
 from benchmarks.units import Unit, identity
 from common.errors import EncoreError
@@ -45,7 +45,7 @@ def test_reproduce_writes_results_with_provenance_and_skips_them_the_second_time
     assert metrics(tree)["method", 1] == {"score": 11.25}
     assert record["data"] == {"generated": "generated"}
     unit = record["units"][0]
-    assert unit["curves"] == {"fit: train/loss": [[i, 5.0 - i] for i in range(5)]}
+    assert read_curves("toy", "better", "cpu")["method-1"] == {"fit: train/loss": [[i, 5.0 - i] for i in range(5)]}
     assert {"commit", "versions", "machine", "started"} <= unit["provenance"].keys()
     assert unit["provenance"]["machine"]["threads"] >= 1
     assert unit["peak_memory_mb"] > 1
