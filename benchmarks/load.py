@@ -1,6 +1,7 @@
 """Reads one paper.yaml; every error names the file, the line and the field."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from benchmarks.schema import Paper
 from common.errors import EncoreError
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+GENERATED = "generated"
 Location = tuple[int | str, ...]
 
 
@@ -80,12 +82,22 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
             if cell.arm not in measurement.arms:
                 yield ("measurements", index, "rows", row_id, "arm"), f"{cell.arm!r} is not one of its arms"
     for field, entries in (
-        ("claims", [claim.entry for claim in paper.claims]),
-        ("measurements", [measurement.entry for measurement in paper.measurements]),
+        ("claims", [(claim.entry, claim.sources) for claim in paper.claims]),
+        ("measurements", [(measurement.entry, measurement.sources) for measurement in paper.measurements]),
     ):
-        for index, entry in enumerate(entries):
+        for index, (entry, sources) in enumerate(entries):
             if not entry.startswith(f"papers.{paper.slug}."):
                 yield (field, index, "entry"), f"must lie in papers.{paper.slug}"
+            for name in sources:
+                if name != GENERATED and name not in _source_names():
+                    yield (field, index, "data"), f"there is no data source {name!r}, see `encore data list`"
+
+
+@cache
+def _source_names() -> set[str]:
+    from common.data.sources import all_sources
+
+    return {source.name for source in all_sources()}
 
 
 def _message(path: Path, problems: list[tuple[Location, str]]) -> str:

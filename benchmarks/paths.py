@@ -38,6 +38,9 @@ def shown(path: Path) -> str:
 
 def child_environment(**extra: str) -> dict[str, str]:
     """Environment of a child process that finds the same papers/, common/ and benchmarks/ as this one."""
+    for name in ("ENCORE_DATA", "ENCORE_MIRROR", "ENCORE_RUNS"):
+        if os.environ.get(name):  # the child runs in another folder
+            extra[name] = str(Path(os.environ[name]).expanduser().resolve())
     path = [str(root()), str(REPOSITORY), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), **extra}
 

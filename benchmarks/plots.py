@@ -4,13 +4,13 @@ Every plot has a title and a description for readers who do not see it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import count
 from statistics import fmean
 
 WIDTH, LEFT, RIGHT, ROW = 640, 190, 20, 26
-Points = Sequence[tuple[float, float]]
+Points = Sequence[Sequence[float]]
 _identifiers = count()
 
 
@@ -48,14 +48,14 @@ def interval(gaps: list[float], bounds: tuple[float, float] | None, margin: floa
     return _svg(body, ROW + 46, label, description)
 
 
-def curves(lines: dict[str, list[Points]], label: str, description: str) -> str:
+def curves(lines: Mapping[str, Sequence[Points]], label: str, description: str) -> str:
     """Learning curves: for every arm one line a seed, against the training step."""
     points = [point for seeds in lines.values() for line in seeds for point in line]
     low, high = _range([y for _, y in points])
     start, end = min(x for x, _ in points), max(x for x, _ in points)
     height, left = 200, 70
 
-    def place(point: tuple[float, float]) -> str:
+    def place(point: Sequence[float]) -> str:
         x = left + (point[0] - start) / ((end - start) or 1) * (WIDTH - RIGHT - left)
         return f"{x:.1f},{height - (point[1] - low) / (high - low) * (height - 10):.1f}"
 

@@ -67,7 +67,7 @@ class Standing:
 
     @cached_property
     def missing(self) -> list[str]:
-        outcomes = {claim: verdict.verdict for claim, verdict in self.verdicts.items()}
+        outcomes: dict[str, str] = {claim: verdict.verdict for claim, verdict in self.verdicts.items()}
         outcomes |= {measurement.id: self._state(measurement) for measurement in self.paper.measurements}
         return missing_parts(self.paper, self.facts, outcomes)
 

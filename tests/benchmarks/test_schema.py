@@ -57,6 +57,12 @@ def test_sides_may_name_another_metric_or_a_number(tree):
         ("arm: method, metric: score}", "arm: other, metric: score}", "rows:", "'other' is not one of its arms"),
         ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "seeds: [0, 1, 1]", "claims[0].seeds: a seed is named twice"),
         ('arxiv: "2001.00001"', "arxiv: 2001.00001", "arxiv", "write the number in quotes"),
+        (
+            "data: generated\n    entry",
+            "data: cifar\n    entry",
+            "data: cifar",
+            "claims[0].data: there is no data source",
+        ),
         ("slug: toy", "slug: other", "slug", "is 'other' but the folder is 'toy'"),
         (
             'papers.toy.claims:better"\n    arms',
