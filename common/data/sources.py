@@ -97,14 +97,14 @@ _SOURCES = (
         name="emoji",
         description="64x64 drawings of 1,812 emoji by six vendors: image, vendor, emoji, name, group, keywords",
         licence="Apache-2.0, CC BY 4.0 or CC BY-SA 4.0 by vendor; names MIT",
-        home="https://github.com/svgmoji/svgmoji",
+        home="https://github.com/svgmoji/svgmoji, https://github.com/EmojiTwo/emojitwo, https://github.com/mozilla/fxemoji",
         files={"emoji/all.parquet": File("f4c547f5dc4ff379ec08ec79f4938c0c9d074cd46c52796528b71da65990ba96")},
     ),
     Source(
         name="esc10",
         description="ESC-10 environmental sounds at 16 kHz, five folds: audio, label, category, fold, source",
         licence="CC BY 3.0",
-        home="https://github.com/karolpiczak/ESC-50",
+        home="https://github.com/karolpiczak/ESC-10",
         files={"esc10/all.parquet": File("d56e705c8abe973ff152df6c3e220afc9d9e526bf0768c683b841bd956a77252")},
     ),
     Source(
