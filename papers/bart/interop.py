@@ -1,4 +1,4 @@
-"""Published BART weights: read from and written to the hub's format (safetensors + config.json), names mapped both ways.
+"""Published BART weights: from and to the hub's format (safetensors + config.json), names mapped both ways.
 
 `load` gives a BART, a BARTClassifier or a BARTTokenClassifier, whichever the file holds; `load_into` fills a model you
 built; `save` writes a directory that transformers' BartForConditionalGeneration, BartForSequenceClassification or
@@ -37,7 +37,10 @@ TIED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.we
 
 
 def load(path: str | Path) -> BART | BARTClassifier | BARTTokenClassifier:
-    """The model of a hub directory, sized by its config.json, in eval mode. EncoreError when file and config disagree."""
+    """The model of a hub directory, sized by its config.json, in eval mode.
+
+    EncoreError when file and config disagree.
+    """
     config, state = load_config(path), load_weights(path)
     bart = BART(**model_arguments(config, path))
     model: BART | BARTClassifier | BARTTokenClassifier = bart

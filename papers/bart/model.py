@@ -59,7 +59,10 @@ class Stack(nn.Module):
         context_mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """embedded: (B, N, D) token embeddings. Returns (B, N, D). With a cache the positions count on from its length."""
+        """embedded: (B, N, D) token embeddings.
+
+        Returns (B, N, D). With a cache the positions count on from its length.
+        """
         past = cache[0].self_attention.length if cache else 0
         length = embedded.shape[1]
         available = self.positions.num_embeddings - POSITION_OFFSET
@@ -89,6 +92,7 @@ class BART(nn.Module):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.config = {
@@ -102,11 +106,12 @@ class BART(nn.Module):
             "attention_dropout": attention_dropout,
             "activation_dropout": activation_dropout,
         }
+        self.init_std = init_std
         stack = {k: v for k, v in self.config.items() if k != "vocab_size"}
         self.tokens = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.encoder = Stack(**stack, cross=False)  # type: ignore[arg-type]
         self.decoder = Stack(**stack, cross=True)  # type: ignore[arg-type]
-        self.apply(init_weights)
+        init_weights(self, init_std)
 
     def encode(self, source: Tensor) -> Tensor:
         """source: (B, N) ids -> (B, N, D)."""
@@ -158,14 +163,14 @@ class ClassificationHead(nn.Module):
 
 
 class BARTClassifier(nn.Module):
-    """Sequence classification (Sec. 3.1): encoder and decoder read the same text; the decoder's state at the LAST `</s>`
-    has seen all of it and is classified. num_classes 1 is regression."""
+    """Sequence classification: encoder and decoder read the same text; the decoder's state at the LAST `</s>`, which
+    has seen all of it, is classified (Sec. 3.1). num_classes 1 is regression."""
 
     def __init__(self, bart: BART, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.bart = bart
         self.head = ClassificationHead(bart.tokens.embedding_dim, num_classes, dropout)
-        self.head.apply(init_weights)
+        init_weights(self.head, bart.init_std)
 
     def forward(self, source: Tensor) -> Tensor:
         """source: (B, N) ids, each row with at least one `</s>` -> (B, C)."""
@@ -191,7 +196,7 @@ class BARTTokenClassifier(nn.Module):
         super().__init__()
         self.bart = bart
         self.out = nn.Linear(bart.tokens.embedding_dim, num_classes)
-        self.out.apply(init_weights)
+        init_weights(self.out, bart.init_std)
 
     def forward(self, source: Tensor) -> Tensor:
         """source: (B, N) ids -> (B, N, C)."""
@@ -225,8 +230,8 @@ class BARTTranslator(nn.Module):
         stack = {k: v for k, v in bart.config.items() if k != "vocab_size"}
         self.source_tokens = nn.Embedding(source_vocab_size, bart.tokens.embedding_dim, padding_idx=PAD)
         self.source_encoder = Stack(**(stack | {"depth": depth}), cross=False)  # type: ignore[arg-type]
-        self.source_tokens.apply(init_weights)
-        self.source_encoder.apply(init_weights)
+        init_weights(self.source_tokens, bart.init_std)
+        init_weights(self.source_encoder, bart.init_std)
 
     def encode(self, source: Tensor) -> Tensor:
         """source: (B, N) foreign ids -> (B, N, D), what BART's decoder attends to."""
@@ -256,17 +261,24 @@ class BARTTranslator(nn.Module):
         self.requires_grad_(True)
 
 
-def init_weights(module: nn.Module) -> None:
-    """BERT's initialisation: N(0, 0.02) for linear and embedding weights, zero biases, zero padding row."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
+def init_weights(root: nn.Module, std: float) -> None:
+    """BERT's initialisation: N(0, std) for linear and embedding weights, zero biases, zero padding row."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.padding_idx is not None:
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()
+
+
+def set_dropout(root: nn.Module, p: float) -> None:
+    """Every dropout in `root` gets probability p (Sec. 5.1 switches it off for the last tenth of pre-training)."""
+    for module in root.modules():
+        for name in ("p",) if isinstance(module, nn.Dropout) else ("dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, p)
 
 
 def bart_base(
@@ -328,13 +340,17 @@ def bart_tiny(
 
 
 def bart_large_translator(source_vocab_size: int = 40000) -> BARTTranslator:
-    """Large behind a six-layer source encoder. The size of the foreign vocabulary is ours; the paper does not give it."""
+    """Large behind a six-layer source encoder.
+
+    The size of the foreign vocabulary is ours; the paper does not give it.
+    """
     return BARTTranslator(bart_large(), source_vocab_size)
 
 
 class BERTOfEqualDepth(nn.Module):
-    """As many layers as BART-base has in all, encoder only, with the same vocabulary: what the paper compares sizes with
-    (Sec. 2.1: BART has roughly 10 % more parameters)."""
+    """As many layers as BART-base has in all, encoder only, with the same vocabulary: what the paper compares sizes
+    with (Sec. 2.1: BART has roughly 10 % more parameters).
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Noise:
-    """A composition of noise functions: sentence permutation, then spans, then rotation (the order of the released code).
+    """A composition of noise functions in the released code's order: sentence permutation, then spans, then rotation.
 
     spans: what happens to a fraction `ratio` of the block: "infilling" (words, whole spans become one mask), "masking"
         (single tokens become masks), "deletion" (single tokens vanish) or "none".
@@ -159,8 +159,8 @@ def insert_masks(
 def permute_sentences(tokens: Tokens, full_stop: Flags, ratio: float, rng: np.random.Generator) -> Tokens:
     """Sentence permutation: ceil(ratio * S) of the S sentences change places among themselves.
 
-    full_stop: (N,) bool. A sentence ends at a full stop whose predecessor is none; the last inner token counts as a full
-    stop. (So when a block ends in two full stops, the second one stays where it is, as in the released code.)
+    full_stop: (N,) bool. A sentence ends at a full stop whose predecessor is none; the last inner token counts as a
+    full stop. (So when a block ends in two full stops, the second one stays where it is, as in the released code.)
     """
     stop = full_stop.copy()
     stop[-2] = True

@@ -74,7 +74,7 @@ def test_drawn_span_lengths_follow_the_table_and_spend_the_budget_exactly():
 
 
 def test_infilling_equals_the_walk_over_words_of_the_released_procedure(monkeypatch):
-    """Same heads and lengths, drawn or walked: all pieces of `length` words go, spans stop before </s>, overlaps merge."""
+    """Same heads and lengths: all pieces of `length` words go, spans stop before </s>, overlaps merge."""
     for seed in range(60):
         rng = np.random.default_rng(seed)
         tokens = block(rng, words=12)
