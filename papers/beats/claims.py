@@ -188,19 +188,20 @@ def step_costs(plan: Plan) -> tuple[int, int, int, int]:
         second = tokenizer_module(settings, 1, Encoder(**settings.encoder))
         second.tokenizer.quantizer.set_codebook(torch.randn(settings.num_codes, settings.code_dim))
         third = pretrain_module(settings, 1, second.tokenizer)
-        stages = (
-            (pretrain_module(settings, 1), "targets"),
-            (second, "teach"),
-            (third, "targets"),
-            (pretrain_module(settings, 1, kind=PatchRegressionModule), "targets"),
-        )
-        costs = []
-        for module, make_targets in stages:
+        regression = pretrain_module(settings, 1, kind=PatchRegressionModule)
+
+        def cost(module: Any, make_targets: Any) -> int:
             module.log_dict = lambda *args, **kwargs: None  # there is no trainer to log to
-            targets = multiply_adds(getattr(module, make_targets), x, None)
-            forward = multiply_adds(module.training_step, {"spectrogram": x})
-            costs.append(3 * (forward - targets) + targets)
-    return tuple(costs)
+            targets = multiply_adds(make_targets, x, None)
+            return 3 * (multiply_adds(module.training_step, {"spectrogram": x}) - targets) + targets
+
+        first = pretrain_module(settings, 1)
+        return (
+            cost(first, first.targets),
+            cost(second, second.teach),
+            cost(third, third.targets),
+            cost(regression, regression.targets),
+        )
 
 
 def equal_compute(run: Run) -> dict[str, float]:

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from papers.beats.data import num_frames
 from papers.beats.model import (
+    Encoder,
     GatedRelativeAttention,
-    beats_base,
     deepnorm_alpha,
     deepnorm_beta,
     num_masked,
@@ -23,7 +23,7 @@ def frames(seconds: float) -> int:
 
 def tokens(seconds: float, num_mel_bins: int = 128) -> int:
     """Tokens of a clip through the base patch embedding."""
-    encoder = beats_base()
+    encoder = Encoder()
     p = encoder.patch_size
     usable = num_frames(seconds) // p * p
     return encoder.patch_embed(torch.empty(1, 1, usable, num_mel_bins)).shape[1]

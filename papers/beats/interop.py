@@ -72,7 +72,8 @@ QUANTIZER = {
 
 def encoder_sizes(encoder: Encoder) -> dict[str, Any]:
     """The arguments that build an encoder like this one."""
-    layer, conv = encoder.stack.layers[0], encoder.stack.position.conv
+    layer: Any = encoder.stack.layers[0]
+    conv = encoder.stack.position.conv
     return {
         "patch_size": encoder.patch_size,
         "patch_dim": encoder.patch_norm.normalized_shape[0],
@@ -98,8 +99,9 @@ def _pairs(depth: int) -> dict[str, str]:
     return pairs
 
 
-def _qkv(i: int, kind: str) -> tuple[list[str], str]:
-    released = [f"encoder.layers.{i}.self_attn.{name}_proj.{kind}" for name in ("q", "k", "v")]
+def _qkv(i: int, kind: str) -> tuple[tuple[str, str, str], str]:
+    prefix = f"encoder.layers.{i}.self_attn."
+    released = (f"{prefix}q_proj.{kind}", f"{prefix}k_proj.{kind}", f"{prefix}v_proj.{kind}")
     return released, f"stack.layers.{i}.attn.qkv.{kind}"
 
 

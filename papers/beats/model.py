@@ -5,6 +5,7 @@ A padding or keep mask is (B, N) bool; padding True = no audio there, keep True 
 """
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -133,7 +134,7 @@ class ConvPosition(nn.Module):
         super().__init__()
         conv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=groups)
         nn.init.normal_(conv.weight, std=math.sqrt(4 / (kernel_size * dim)))
-        nn.init.zeros_(conv.bias)
+        conv.bias = nn.Parameter(torch.zeros(dim))
         self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class TransformerStack(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.bias = RelativeBias(num_heads)
-        self.layers = nn.ModuleList(
+        layers = [
             DeepNormLayer(
                 dim,
                 num_heads,
@@ -174,9 +175,10 @@ class TransformerStack(nn.Module):
                 attention_dropout=attention_dropout,
             )
             for _ in range(depth)
-        )
+        ]
+        self.layers = nn.ModuleList(layers)
         self.apply(init_normal)
-        for layer in self.layers:
+        for layer in layers:
             init_deepnorm(layer, deepnorm_beta(depth))
 
     def forward(self, x: Tensor, padding: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
@@ -268,7 +270,7 @@ def token_padding(frames: Tensor, num_frames: int, num_mels: int, patch_size: in
 class LabelPredictor(nn.Module):
     """Small Transformer over the full sequence, then K logits at the masked tokens; used in pre-training only."""
 
-    def __init__(self, num_labels: int = 1024, *, dim: int = 768, depth: int = 3, **stack: float) -> None:
+    def __init__(self, num_labels: int = 1024, *, dim: int = 768, depth: int = 3, **stack: Any) -> None:
         super().__init__()
         self.stack = TransformerStack(dim, depth, **{"num_heads": 12, "mlp_dim": 3072, **stack})
         self.head = nn.Linear(dim, num_labels)

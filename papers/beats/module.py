@@ -37,7 +37,7 @@ class _Stage(L.LightningModule):
         self, lr: float, weight_decay: float, betas: tuple[float, float], warmup_steps: int, total_steps: int
     ) -> None:
         super().__init__()
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, tuple(betas)
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
 
     def train(self, mode: bool = True) -> "_Stage":
@@ -172,13 +172,12 @@ class TokenizerModule(_Stage):
     ) -> None:
         super().__init__(lr, weight_decay, betas, warmup_steps, total_steps)
         self.save_hyperparameters(ignore=["teacher"])
-        if isinstance(teacher, str):
-            teacher = interop.load_encoder(teacher)
-        self.teacher: Any = teacher.requires_grad_(False).eval()
+        teaching: Any = interop.load_encoder(teacher) if isinstance(teacher, str) else teacher
+        self.teacher = teaching.requires_grad_(False).eval()
         self.tokenizer = DistilledTokenizer(Encoder(**(encoder or {})), num_codes=num_codes, code_dim=code_dim)
-        fine_tuned = isinstance(teacher, AudioClassifier)
-        width = teacher.encoder.dim if fine_tuned else teacher.dim
-        num_classes = teacher.head.out_features if fine_tuned else None
+        fine_tuned = isinstance(teaching, AudioClassifier)
+        width = teaching.encoder.dim if fine_tuned else teaching.dim
+        num_classes = teaching.head.out_features if fine_tuned else None
         sizes = {"dim": width, "code_dim": code_dim, "num_classes": num_classes, **(estimator or {})}
         self.estimator = TokenEstimator(**sizes)
         self.commitment = commitment

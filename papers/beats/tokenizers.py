@@ -1,5 +1,7 @@
 """Acoustic tokenizers: a frozen random projection (iteration 1), and one distilled from an encoder (iteration 2 on)."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -159,7 +161,7 @@ class TokenEstimator(nn.Module):
     """
 
     def __init__(
-        self, *, code_dim: int = 256, dim: int = 768, depth: int = 3, num_classes: int | None = None, **stack: float
+        self, *, code_dim: int = 256, dim: int = 768, depth: int = 3, num_classes: int | None = None, **stack: Any
     ) -> None:
         super().__init__()
         self.proj = nn.Linear(code_dim, dim)
