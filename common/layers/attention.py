@@ -79,7 +79,8 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _self_qkv(self, x: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        weight, bias = self.qkv.weight, self.qkv.bias
+        weight = self.qkv.weight
+        bias: Tensor | None = self.qkv.bias
         if self.separate_bias:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         if read is None:
