@@ -36,6 +36,8 @@ Sample = dict[str, Tensor]
 OnBad = Literal["error", "skip"]
 MAX_REPLACEMENTS = 20
 SCALES = (1.0, 0.875, 0.75, 0.66)
+DIGITS_MEAN, DIGITS_STD = (0.072,), (0.216,)
+"""About the mean and standard deviation of moving digits' pixels."""
 
 
 def randint(high: int) -> int:
@@ -346,7 +348,7 @@ class LabelledVideos(L.LightningDataModule):
 
 
 class Digits(Dataset[Sample]):
-    """Moving digits as one-view clips: video (1, 1, 8, 32, 32), label (direction or glyph), index."""
+    """Moving digits as one-view clips: video (1, 1, 8, 32, 32) standardised, label (direction or glyph), index."""
 
     def __init__(
         self, split: str, length: int, *, label: Literal["direction", "glyph"] = "direction", seed: int = 0
@@ -358,11 +360,12 @@ class Digits(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         item = self.clips[index]
-        return {"video": item["video"][None], "label": item[self.label], "index": torch.tensor(index)}
+        video = (item["video"] - DIGITS_MEAN[0]) / DIGITS_STD[0]
+        return {"video": video[None], "label": item[self.label], "index": torch.tensor(index)}
 
 
 class DigitsPretraining(L.LightningDataModule):
-    """Moving digits with dual masks: batches video (B, 1, 8, 32, 32) in [0, 1], hidden, decoded."""
+    """Moving digits with dual masks: batches video (B, 1, 8, 32, 32), hidden, decoded."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ def tokens(grid: list[int], which: str, decoder_ratio: float = 0.5, encoder_rati
 def pretraining_gflops(build: str, decoder_ratio: float, norms: bool = True) -> float:
     """Billions of multiply-adds of one clip's forward pass, counted as the paper does.
 
-    All cubes are embedded (ours embeds the visible ones only); norms: add NORM_OPERATIONS for an element of a LayerNorm.
+    All cubes are embedded (ours embeds the visible ones only); norms: add NORM_OPERATIONS an element of a LayerNorm.
     """
     model: VideoMAE = getattr(models, build)()
     counts = token_counts_of(model.encoder.grid, decoder_ratio)

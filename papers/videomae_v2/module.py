@@ -87,9 +87,6 @@ class Pretraining(L.LightningModule):
         log_skipped(self, batch)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self.loss(batch), prog_bar=True, sync_dist=True, batch_size=len(batch["video"]))
-
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = adamw(
             self, lr=self.lr, weight_decay=self.weight_decay, betas=tuple(self.betas), no_decay=("mask_token",)

@@ -1,0 +1,163 @@
+"""The claims at a small scale. Each function is one unit: (arm, seed) -> metrics; accuracies in percent.
+
+quality: pre-train on moving digits without labels, fine-tune on labelled ones to name the direction of motion, test on
+clips of digits drawn by other hands. Arms differ in the decoder mask alone: same data order, initial weights, learning
+rates and fine-tuning.
+cost: a full-size ViT-B step with and without the decoder mask, in alternation.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from common.training.flops import multiply_adds
+from common.training.run import Run, fit
+from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, DigitsLabelled, DigitsPretraining
+from papers.videomae_v2.masking import DualMasking
+from papers.videomae_v2.model import (
+    VideoMAE,
+    encoder_weights,
+    pretrain_videomae_base_patch16_224,
+    pretrain_videomae_tiny_patch8_32,
+    true_indices,
+    vit_tiny_patch8_32,
+)
+from papers.videomae_v2.module import FineTuning, Pretraining, multi_view_accuracy
+
+DECODER = {"encoder_only": "none", "dual": "running_cell", "dual_equal_cost": "running_cell", "random": "random"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Optimizer steps, batch sizes and numbers of clips of a scale."""
+
+    pretraining_steps: int
+    pretraining_clips: int
+    fine_tuning_steps: int
+    labelled_clips: int
+    test_clips: int
+    batch_size: int = 32
+
+
+PLANS = {
+    "smoke": Plan(4, 64, 3, 40, 20, batch_size=8),
+    "cpu": Plan(400, 4000, 200, 2000, 1000),
+    "gpu": Plan(4000, 40000, 2000, 10000, 2000, batch_size=64),
+}
+
+
+def quality(run: Run) -> dict[str, float]:
+    """Arms encoder_only, dual and random differ in what is decoded; dual_equal_cost trains for encoder_only's FLOPs;
+    scratch is not pre-trained (it shows that the metric notices pre-training at all)."""
+    plan = PLANS[run.scale]
+    L.seed_everything(run.seed, verbose=False)
+    model, classifier = pretrain_videomae_tiny_patch8_32(), vit_tiny_patch8_32(num_classes=8)
+    metrics = pretrain(run, plan, model) if run.arm != "scratch" else {}
+    if run.arm != "scratch":
+        classifier.load_state_dict(encoder_weights(model.state_dict()), strict=False)
+    labelled = DigitsLabelled(
+        train_clips=plan.labelled_clips, test_clips=plan.test_clips, batch_size=plan.batch_size, seed=run.seed
+    )
+    module = FineTuning(classifier, lr=2e-3, layer_decay=0.9)
+    fit(module, labelled, run=run, name="fine_tuning", max_steps=plan.fine_tuning_steps)
+    return metrics | {f"direction_{name}": value for name, value in test(module, labelled).items()}
+
+
+def pretrain(run: Run, plan: Plan, model: VideoMAE) -> dict[str, float]:
+    """Pre-train in place; returns steps, seconds a step in this process, and GFLOPs (multiply-adds) of a clip."""
+    data = DigitsPretraining(
+        train_clips=plan.pretraining_clips, batch_size=plan.batch_size, decoder=DECODER[run.arm], seed=run.seed
+    )
+    gflops = {arm: clip_gflops(model, decoder) for arm, decoder in DECODER.items()}
+    steps = plan.pretraining_steps
+    if run.arm == "dual_equal_cost":
+        steps = round(steps * gflops["encoder_only"] / gflops["dual"])
+    module = Pretraining(model, lr=2e-3, mean=DIGITS_MEAN, std=DIGITS_STD)
+    fit(module, data, run=run, name="pretraining", max_steps=steps)
+    return {
+        "pretraining_steps": float(steps),
+        "clip_gflops": gflops[run.arm],
+        "total_tflops": total(steps, plan, gflops[run.arm]),
+    }
+
+
+def total(steps: int, plan: Plan, gflops: float) -> float:
+    """Trillions of multiply-adds of all pre-training steps; the backward pass costs twice the forward pass."""
+    return 3 * steps * plan.batch_size * gflops / 1000
+
+
+def clip_gflops(model: VideoMAE, decoder: str) -> float:
+    """Billions of multiply-adds of the forward pass on one clip."""
+    hidden, decoded = DualMasking(model.encoder.grid, encoder_ratio=0.75, decoder=decoder)(1)
+    video = torch.zeros(1, *model.encoder.input_shape)
+    return multiply_adds(model.reconstruct, video, true_indices(~hidden), true_indices(decoded)) / 1e9
+
+
+@torch.no_grad()
+def test(module: FineTuning, data: DigitsLabelled) -> dict[str, float]:
+    """top1 and top5 on the test clips."""
+    parts: list[tuple[Tensor, ...]] = []
+    for batch in data.val_dataloader():
+        parts.append((module.model(batch["video"]), batch["label"], batch["index"], batch["view"]))
+    logits, label, index, view = (torch.cat(column) for column in zip(*parts))
+    return multi_view_accuracy(logits, label, index, view)
+
+
+def cost(run: Run) -> dict[str, float]:
+    """Forward and backward pass of one 16 x 224 x 224 clip, decoding all hidden cubes against a running half.
+
+    speedup: ratio of the summed times, the two taken in alternation in one process; memory_ratio: ratio of the bytes of
+    activations kept for the backward pass; gflops_ratio: ratio of multiply-adds. At smoke scale a small model.
+    """
+    torch.manual_seed(run.seed)
+    small = {"dim": 48, "depth": 1, "num_heads": 3, "mlp_dim": 96, "patch_size": 4, "num_frames": 8, "image_size": 32}
+    small |= {"decoder_dim": 32, "decoder_heads": 2, "decoder_mlp_dim": 64, "decoder_depth": 2}
+    model = VideoMAE(**small) if run.scale == "smoke" else pretrain_videomae_base_patch16_224()
+    module = Pretraining(model, lr=1e-3)
+    batches = {}
+    for decoder in ("none", "running_cell"):
+        hidden, decoded = DualMasking(model.encoder.grid, decoder=decoder)(1)
+        batches[decoder] = {"video": torch.randn(1, *model.encoder.input_shape), "hidden": hidden, "decoded": decoded}
+    seconds, kept, gflops = dict.fromkeys(batches, 0.0), {}, {}
+    for repeat in range(2 if run.scale == "smoke" else 4):
+        for decoder, batch in batches.items():
+            begin = time.perf_counter()
+            step(module, batch)
+            if repeat:  # the first pair warms up
+                seconds[decoder] += time.perf_counter() - begin
+    for decoder, batch in batches.items():
+        kept[decoder] = kept_bytes(module, batch)
+        indices = true_indices(~batch["hidden"]), true_indices(batch["decoded"])
+        gflops[decoder] = multiply_adds(model.reconstruct, batch["video"], *indices)
+    return {
+        "speedup": seconds["none"] / seconds["running_cell"],
+        "memory_ratio": kept["none"] / kept["running_cell"],
+        "gflops_ratio": gflops["none"] / gflops["running_cell"],
+    }
+
+
+def step(module: Pretraining, batch: dict[str, Tensor]) -> None:
+    """One forward and backward pass."""
+    module.zero_grad()
+    module.loss(batch).backward()
+
+
+def kept_bytes(module: Pretraining, batch: dict[str, Tensor]) -> int:
+    """Bytes of the tensors autograd keeps for the backward pass, each storage once, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = module.loss(batch)
+    del loss
+    return sum(storages.values())
