@@ -94,9 +94,9 @@ def bart_base(side: Side, folder: Path, batch: int = 4) -> Step:
     inputs = shift_right(target)
     return training_step(
         peer,
-        lambda: peer(
-            input_ids=source, attention_mask=(source != 1).long(), decoder_input_ids=inputs, labels=labels
-        ).loss,
+        lambda: (
+            peer(input_ids=source, attention_mask=(source != 1).long(), decoder_input_ids=inputs, labels=labels).loss
+        ),
     )
 
 
@@ -106,11 +106,13 @@ def videomae_base(side: Side, folder: Path, batch: int = 2) -> Step:
 
     from papers.videomae_v2.interop import from_hub
     from papers.videomae_v2.masking import tube_mask
+    from papers.videomae_v2.module import Pretraining
 
     video, mask = torch.rand(batch, 16, 3, 224, 224), tube_mask((8, 14, 14), 0.9, batch)
     if side == "ours":
-        model: nn.Module = from_hub(folder)
-        return training_step(model, lambda: model.loss(video.transpose(1, 2), mask))  # type: ignore[operator]
+        module = Pretraining(from_hub(folder), lr=1e-5)
+        clips = {"video": video.transpose(1, 2), "hidden": mask, "decoded": mask}
+        return training_step(module, lambda: module.loss(clips))
     config = VideoMAEConfig(norm_pix_loss=True, layer_norm_eps=1e-6, use_mean_pooling=False)
     model = VideoMAEForPreTraining(config)
     model.decoder.norm.eps = 1e-6

@@ -40,7 +40,7 @@ RELEASED = {
 """Renames from the released code's names, in this order."""
 
 
-def from_hub(state: State) -> State:
+def state_from_hub(state: State) -> State:
     """State dict of a hub VideoMAE (either class) in our names. Reads the old q_bias / v_bias names too."""
     out: State = {}
     for name, value in state.items():
@@ -65,8 +65,8 @@ def from_hub(state: State) -> State:
     return out
 
 
-def to_hub(state: State) -> State:
-    """Inverse of from_hub (new names)."""
+def state_to_hub(state: State) -> State:
+    """Inverse of state_from_hub (new names)."""
     out: State = dict(state)
     for name in [n for n in out if n.endswith("attn.qkv.weight")]:
         layer = name.removesuffix("attn.qkv.weight")
@@ -86,7 +86,7 @@ def to_hub(state: State) -> State:
     return renamed
 
 
-def from_released(state: State) -> State:
+def state_from_released(state: State) -> State:
     """State dict of the official repository's .pth files, pre-training or fine-tuned, in our names."""
     out = {}
     for name, value in state.items():
@@ -116,7 +116,7 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
     return {ours: config.get(theirs, defaults[theirs]) for ours, theirs in wanted.items()}
 
 
-def load_pretrained(directory: str | Path) -> VideoMAE:
+def from_hub(directory: str | Path) -> VideoMAE:
     """A hub VideoMAEForPreTraining directory (config.json + weights)."""
     config = load_config(directory)
     model = VideoMAE(
@@ -126,23 +126,23 @@ def load_pretrained(directory: str | Path) -> VideoMAE:
         decoder_heads=config.get("decoder_num_attention_heads", 6),
         decoder_mlp_dim=config.get("decoder_intermediate_size", 1536),
     )
-    check_and_load(model, from_hub(load_weights(directory)), directory)
+    check_and_load(model, state_from_hub(load_weights(directory)), directory)
     return model
 
 
-def load_classifier(directory: str | Path) -> VideoClassifier:
+def classifier_from_hub(directory: str | Path) -> VideoClassifier:
     """A hub VideoMAEForVideoClassification directory (config.json + weights); the head's size is the weights' own."""
-    state = from_hub(load_weights(directory))
+    state = state_from_hub(load_weights(directory))
     if "head.bias" not in state:
-        raise EncoreError(f"{directory}: these weights have no classifier head; load them with load_pretrained")
+        raise EncoreError(f"{directory}: these weights have no classifier head; load them with from_hub")
     model = VideoClassifier(**_sizes(load_config(directory)), num_classes=len(state["head.bias"]))
     check_and_load(model, state, directory)
     return model
 
 
-def save_pretrained(model: VideoMAE | VideoClassifier, directory: str | Path) -> None:
+def to_hub(model: VideoMAE | VideoClassifier, directory: str | Path) -> None:
     """Write config.json and model.safetensors so that the hub's VideoMAE class of that kind loads them."""
-    save_weights(directory, to_hub(model.state_dict()), hub_config(model))
+    save_weights(directory, state_to_hub(model.state_dict()), hub_config(model))
 
 
 def hub_config(model: VideoMAE | VideoClassifier) -> dict[str, Any]:

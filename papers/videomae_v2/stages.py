@@ -20,11 +20,11 @@ NEW_AFTER_PRETRAINING = ("fc_norm.", "head.")
 def stage_weights(path: Path) -> State:
     """State dict, in our names, of a training checkpoint, a hub directory, or a file of the released code."""
     if path.is_dir() or path.suffix == ".safetensors":
-        return interop.from_hub(load_weights(path))
+        return interop.state_from_hub(load_weights(path))
     checkpoint = read_checkpoint(path)
     if "state_dict" in checkpoint:
         return {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    return interop.from_released(checkpoint.get("model", checkpoint.get("module", checkpoint)))
+    return interop.state_from_released(checkpoint.get("model", checkpoint.get("module", checkpoint)))
 
 
 def start_from(model: VideoClassifier, path: Path, *, label_map: Path | None = None) -> list[str]:

@@ -320,10 +320,10 @@ def test_pretraining_equals_the_hub_class_both_ways(hub, mae, batch, tmp_path):
     theirs, _ = hub
     theirs.decoder.norm.eps = 1e-6
     theirs.save_pretrained(tmp_path / "theirs")
-    interop.save_pretrained(mae, tmp_path / "ours")
+    interop.to_hub(mae, tmp_path / "ours")
     back = type(theirs).from_pretrained(tmp_path / "ours").eval()
     back.decoder.norm.eps = 1e-6
-    for net, other in ((interop.load_pretrained(tmp_path / "theirs").eval(), theirs), (mae, back)):
+    for net, other in ((interop.from_hub(tmp_path / "theirs").eval(), theirs), (mae, back)):
         with torch.no_grad():
             expected = other(batch["video"].transpose(1, 2), batch["hidden"])
             output = net(batch["video"], batch["hidden"])
@@ -337,10 +337,10 @@ def test_classifier_equals_the_hub_class_both_ways(hub, classifier, batch, tmp_p
     _, theirs = hub
     theirs.fc_norm.eps = 1e-6
     theirs.save_pretrained(tmp_path / "theirs")
-    interop.save_pretrained(classifier, tmp_path / "ours")
+    interop.to_hub(classifier, tmp_path / "ours")
     back = type(theirs).from_pretrained(tmp_path / "ours").eval()
     back.fc_norm.eps = 1e-6
-    for net, other in ((interop.load_classifier(tmp_path / "theirs").eval(), theirs), (classifier, back)):
+    for net, other in ((interop.classifier_from_hub(tmp_path / "theirs").eval(), theirs), (classifier, back)):
         with torch.no_grad():
             torch.testing.assert_close(
                 net(batch["video"]), other(batch["video"].transpose(1, 2)).logits, atol=1e-5, rtol=1e-5
@@ -350,9 +350,9 @@ def test_classifier_equals_the_hub_class_both_ways(hub, classifier, batch, tmp_p
 def test_hub_names_of_older_checkpoints_are_read(mae):
     state = {
         name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): value
-        for name, value in interop.to_hub(mae.state_dict()).items()
+        for name, value in interop.state_to_hub(mae.state_dict()).items()
     }
-    read = interop.from_hub(state)
+    read = interop.state_from_hub(state)
     assert read.keys() == mae.state_dict().keys()
     assert all(torch.equal(read[name], value) for name, value in mae.state_dict().items())
 
@@ -375,20 +375,20 @@ def test_names_of_the_released_files_are_read(mae, classifier):
     for net, prefix in ((mae, "encoder."), (classifier, "")):
         theirs = released(net.state_dict(), prefix)
         assert f"{prefix}blocks.0.attn.q_bias" in theirs
-        read = interop.from_released(theirs)
+        read = interop.state_from_released(theirs)
         assert read.keys() == net.state_dict().keys()
         assert all(torch.equal(read[name], value) for name, value in net.state_dict().items())
 
 
 def test_weights_of_another_size_or_kind_and_damaged_files_are_errors(mae, classifier, tmp_path):
-    interop.save_pretrained(mae, tmp_path)
+    interop.to_hub(mae, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
     with pytest.raises(EncoreError, match=f"{tmp_path}.*other size"):
-        interop.load_pretrained(tmp_path)
+        interop.from_hub(tmp_path)
     with pytest.raises(EncoreError, match="no classifier head"):
-        interop.load_classifier(tmp_path)
+        interop.classifier_from_hub(tmp_path)
     whole = Path(tmp_path, "model.safetensors").read_bytes()
     Path(tmp_path, "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EncoreError, match=r"model\.safetensors"):
-        interop.load_pretrained(tmp_path)
+        interop.from_hub(tmp_path)
