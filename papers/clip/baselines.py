@@ -1,5 +1,7 @@
 """The two predictive objectives that Fig. 2 compares with the contrastive one, on the same image tower."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +9,8 @@ from torch import Tensor, nn
 from common.layers import Transformer
 from papers.clip.model import VisionTransformer
 from papers.clip.module import Pretraining
+
+Rule = Literal["sum", "mean", "lift"]
 
 
 class BagOfWordsModule(Pretraining):
@@ -30,12 +34,20 @@ class BagOfWordsModule(Pretraining):
         return loss
 
     @torch.no_grad()
-    def scores(self, images: Tensor, prompts: Tensor, *, mean: bool = False) -> Tensor:
-        """Sum (or mean) over a prompt's words of their log-probabilities. prompts (C, W) bags -> (B, C)."""
+    def scores(self, images: Tensor, prompts: Tensor, rule: Rule = "sum", prior: Tensor | None = None) -> Tensor:
+        """How well prompts, bags (C, W), describe images: the sum of their words' log-probabilities, (B, C).
+
+        rule "mean" divides by the number of words, so that long names are not punished; "lift" sums log p(word | image)
+        - log prior(word), so that frequent words are not favoured.
+        """
+        log_p = self.log_probabilities(images)
+        if rule == "lift":
+            assert prior is not None
+            log_p = log_p - prior.log()
         weights = prompts.float()
-        if mean:
+        if rule == "mean":
             weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        return self.log_probabilities(images) @ weights.T
+        return log_p @ weights.T
 
 
 class CaptionModule(Pretraining):
@@ -48,7 +60,7 @@ class CaptionModule(Pretraining):
         *,
         dim: int = 128,
         depth: int = 2,
-        context_length: int = 24,
+        context_length: int = 20,
         **optimizer: float,
     ) -> None:
         super().__init__(**optimizer)

@@ -270,9 +270,9 @@ class ShapesData(SmallData):
     pairs and their order; the split into seen and unseen combinations and the test images are always the same.
     """
 
-    context_length = 24
+    context_length = 20
 
-    def __init__(self, *, size: int = 24_000, test_size: int = 1140, batch_size: int = 128, seed: int = 0) -> None:
+    def __init__(self, *, size: int = 12_000, test_size: int = 1140, batch_size: int = 128, seed: int = 0) -> None:
         self.size, self.test_size = size, test_size
         super().__init__(batch_size, seed)
 
@@ -308,7 +308,7 @@ class EmojiData(SmallData):
     concepts is kept out of training; `unseen_images`, `unseen_labels` test them (their names are the first classes).
     """
 
-    context_length = 24
+    context_length = 16
     train_vendors = ("twemoji", "noto", "openmoji")
     test_vendor = "emojitwo"
     caption_templates = (
@@ -338,6 +338,7 @@ class EmojiData(SmallData):
         test = [i for i, v in enumerate(table["vendor"]) if v == self.test_vendor]
         crop = 4
         images = channels_first(decode_images([table["image"][i] for i in rows], size=32 + crop))
+        self.train_names = [names[i] for i in rows]
         rng = np.random.default_rng([self.seed, 4])
         captions, image_of = [], []
         for place, i in enumerate(rows):
@@ -363,3 +364,12 @@ class EmojiData(SmallData):
         unseen = torch.tensor([names[i] in self.unseen_names for i in test])
         self.test_images, self.test_labels = everything[~unseen], labels[~unseen]
         self.unseen_images, self.unseen_labels = everything[unseen], labels[unseen]
+
+    def known(self, count: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Drawings of the training vendors: images (count, 3, 32, 32), labels and the names of their concepts."""
+        crop = self.train.crop
+        rows = torch.linspace(0, len(self.train_names) - 1, count).long()
+        names = sorted(set(self.train_names))
+        label_of = {name: i for i, name in enumerate(names)}
+        images = self.train.images[rows, :, crop // 2 : -crop // 2, crop // 2 : -crop // 2]
+        return images, torch.tensor([label_of[self.train_names[i]] for i in rows.tolist()]), names

@@ -298,7 +298,7 @@ def small_image_tower(embed_dim: int = 128) -> VisionTransformer:
     return VisionTransformer(image_size=32, patch_size=8, dim=128, depth=4, embed_dim=embed_dim)
 
 
-def clip_small(vocab_size: int, context_length: int = 24, embed_dim: int = 128) -> CLIP:
+def clip_small(vocab_size: int, context_length: int = 20, embed_dim: int = 128) -> CLIP:
     """The model of the `cpu` claims: small_image_tower and a text tower of width 128 with 2 layers."""
     text = TextTransformer(dim=128, depth=2, embed_dim=embed_dim, vocab_size=vocab_size, context_length=context_length)
     return CLIP(small_image_tower(embed_dim), text)

@@ -14,15 +14,17 @@ from torch.utils.data import DataLoader
 import papers.clip
 from common.errors import EncoreError
 from common.training.cli import run as cli
+from common.training.run import Run
 from common.training.trainer import build_trainer
 from papers.clip import model as sizes
 from papers.clip.baselines import BagOfWordsModule, CaptionModule
-from papers.clip.data import ShapesData, WebData
+from papers.clip.claims import objectives_on_shapes, prompts_on_shapes
+from papers.clip.data import EmojiData, ShapesData, WebData
 from papers.clip.interop import to_hub
 from papers.clip.model import CLIP, TextTransformer, VisionTransformer
 from papers.clip.module import CLIPModule
 from papers.clip.zero_shot import image_features, linear_probe, read_lines, zero_shot_classifier
-from tests.helpers import assert_resumes_exactly
+from tests.helpers import assert_resumes_exactly, requires_mirror
 from tests.papers.test_clip_data import TOKENIZER, folders, shards  # noqa: F401
 from tests.papers.test_clip_model import tokens
 
@@ -123,7 +125,7 @@ def shapes() -> ShapesData:
 
 def contrastive() -> CLIPModule:
     # All steps lie in the warm-up: the cosine depends on max_steps, which the first half of the test has otherwise.
-    return CLIPModule(tiny(1024, 24, image_size=32), lr=1e-2, warmup_steps=6)
+    return CLIPModule(tiny(1024, 20, image_size=32), lr=1e-2, warmup_steps=6)
 
 
 def test_three_steps_a_checkpoint_and_three_more_equal_six(tmp_path):
@@ -154,7 +156,10 @@ def test_bag_of_words_loss_is_the_cross_entropy_to_the_words_of_the_caption(batc
     scores = module.scores(batch["image"], prompts)
     torch.testing.assert_close(scores[:, 0], log_p[:, 1] + log_p[:, 2])
     torch.testing.assert_close(scores[:, 1], log_p[:, 4])
-    torch.testing.assert_close(module.scores(batch["image"], prompts, mean=True)[:, 0], scores[:, 0] / 2)
+    torch.testing.assert_close(module.scores(batch["image"], prompts, "mean")[:, 0], scores[:, 0] / 2)
+    prior = torch.arange(1.0, 8.0) / 28
+    lift = module.scores(batch["image"], prompts, "lift", prior)
+    torch.testing.assert_close(lift[:, 0], scores[:, 0] - math.log(2 / 28) - math.log(3 / 28))
 
 
 def test_caption_likelihood_is_the_product_over_the_next_tokens_and_ignores_padding(batch):
@@ -249,7 +254,7 @@ def losses(folder: Path) -> list[float]:
 def test_the_smoke_config_trains_and_validates(tmp_path):
     trained = cli(["fit", "--config", str(CONFIGS / "smoke.yaml"), "--trainer.default_root_dir", str(tmp_path)])
     curve = losses(tmp_path)
-    assert len(curve) == 20
+    assert len(curve) == 16
     assert sum(curve[-4:]) < sum(curve[:4]) - 0.2
     assert 0 <= trained.trainer.callback_metrics["val/zero_shot_top1"] <= 100
     assert (tmp_path / "last.ckpt").exists()
@@ -327,3 +332,38 @@ def test_training_can_start_from_published_weights(tmp_path):
         CLIPModule(tiny(image_size=24), weights=str(tmp_path))
     bigger = CLIPModule(tiny(image_size=24), weights=str(tmp_path), resize_positions=True)
     assert torch.equal(bigger.model.text.positions, published.text.positions)
+
+
+# Claims
+
+
+def test_both_objectives_get_equal_compute_and_the_same_numbers_every_time(tmp_path):
+    arms = {}
+    for arm in ("contrastive", "bag_of_words"):
+        run = Run("clip", "contrastive-beats-predictive-shapes", arm, 0, "smoke", tmp_path / arm)
+        arms[arm] = objectives_on_shapes(run)
+    contrastive, bag = arms["contrastive"], arms["bag_of_words"]
+    assert bag["multiply_adds_g"] == pytest.approx(contrastive["multiply_adds_g"], rel=0.1)
+    assert bag["steps"] > contrastive["steps"]
+    assert contrastive.keys() == {k for k in bag if not k.startswith("known_top1")}
+    repeated = Run("clip", "contrastive-beats-predictive-shapes", "contrastive", 0, "smoke", tmp_path / "again")
+    assert objectives_on_shapes(repeated) == contrastive
+
+
+def test_prompt_claim_compares_one_model_with_and_without_ensembling(tmp_path):
+    metrics = prompts_on_shapes(Run("clip", "prompt-ensembling-helps", "contrastive", 0, "smoke", tmp_path))
+    assert metrics.keys() >= {"zero_shot_top1", "default_prompt_top1", "mean_of_prompts_top1"}
+
+
+@requires_mirror("emoji")
+def test_emoji_of_the_test_vendor_and_held_out_concepts_are_not_trained_on():
+    data = EmojiData(captions_each=1)
+    data.setup("fit")
+    assert not set(data.train_names) & data.unseen_names
+    assert len(data.unseen_names) == len(data.class_names) // 10
+    assert len(data.test_labels) + len(data.unseen_labels) == 1340
+    assert {data.class_names[i] for i in data.unseen_labels.tolist()} == data.unseen_names
+    assert data.test_images.shape[1:] == data.unseen_images.shape[1:] == (3, 32, 32)
+    images, labels, names = data.known(50)
+    assert names[labels[0]] == data.train_names[0]
+    assert images.shape == (50, 3, 32, 32)
