@@ -25,7 +25,7 @@ def hull_scores(points: Floats | Tensor, labels: Ints, outputs: Outputs) -> dict
     same, coverage = [], []
     for one, true, got in zip(p, rows(labels), outputs):
         same.append(canonical_cycle(got) == canonical_cycle(true))
-        simple = len(set(got)) == len(got) and bool(is_simple(one[got]))
+        simple = bool(is_simple(one[got]))
         coverage.append(abs(polygon_area(one[got])) / polygon_area(one[true]) if simple else np.nan)
     covered = np.array(coverage)
     simple_only = covered[~np.isnan(covered)]

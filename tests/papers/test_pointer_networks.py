@@ -1,6 +1,6 @@
 """Ptr-Net and its baselines: mechanisms against closed forms, decoding against brute force, training against itself."""
 
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,9 @@ import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import papers.pointer_networks.model as m
 from common.errors import EncoreError
 from papers.pointer_networks import claims, metrics, module
-from papers.pointer_networks import model as m
 from papers.pointer_networks.data import GeneratedProblems
 from papers.pointer_networks.inference import decode
 from papers.pointer_networks.problems import IGNORE, Batch, draw, held_out, max_steps, to_targets
@@ -32,10 +32,10 @@ def seeded():
     torch.manual_seed(0)
 
 
-def large(model):
+def large(model, std=0.6):
     """Weights of order one, so that every path through the model matters."""
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.6)
+        nn.init.normal_(parameter, std=std)
     return model.eval()
 
 
@@ -233,8 +233,9 @@ def log_probability(model, points, sequence):
 
 
 def test_wide_beam_finds_the_most_probable_of_all_sequences_and_greedy_the_step_by_step_best():
-    model = large(m.PointerNetwork(HIDDEN))
+    model = large(m.PointerNetwork(HIDDEN), std=0.25)
     points, _ = draw("hull", 6, 3, torch.Generator().manual_seed(3))
+    shortened = 0
     for one in points[:, None]:
         ended = {s: log_probability(model, one, s) for k in range(4) for s in product(range(3), repeat=k)}
         # max_steps is 4: sequences of four points stop without an end
@@ -242,6 +243,7 @@ def test_wide_beam_finds_the_most_probable_of_all_sequences_and_greedy_the_step_
             targets = torch.tensor([[i + 1 for i in s]])
             ended[s] = model(one, targets).log_softmax(-1)[0, range(4), targets[0]].sum().item()
         best = max(ended, key=lambda s: ended[s])
+        shortened += best != max(ended, key=lambda s: ended[s] / min(len(s) + 1, 4))
         assert decode(model, one, "hull", beam=100) == [list(best)]
         greedy: list[int] = []
         while len(greedy) < 4:
@@ -251,6 +253,19 @@ def test_wide_beam_finds_the_most_probable_of_all_sequences_and_greedy_the_step_
                 break
             greedy.append(position - 1)
         assert decode(model, one, "hull") == [greedy]
+    assert shortened  # dividing by the length would choose otherwise: the paper sums log-probabilities
+
+
+def test_a_beam_over_all_tours_finds_the_most_probable_one():
+    model = large(m.PointerNetwork(HIDDEN), std=0.4)
+    every = torch.tensor(list(permutations(range(5))))
+    targets = torch.cat([every + 1, torch.zeros(len(every), 1, dtype=torch.long)], dim=1)
+    points, _ = draw("tsp", 8, 5, torch.Generator().manual_seed(6))
+    best = []
+    for one in points:
+        chances = model(one.expand(len(every), 5, 2), targets).log_softmax(dim=-1)
+        best.append(every[chances.gather(2, targets[..., None]).sum(dim=(1, 2)).argmax()].tolist())
+    assert decode(model, points, "tsp", beam=120, constrained=True) == best
 
 
 @pytest.mark.parametrize("beam", [1, 3])
