@@ -149,12 +149,12 @@ def train(
 
 @app.command()
 def report(
-    output: Annotated[Path, typer.Option("--output", "-o", help="default: reports/index.html")] = Path(),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="default: reports/index.html")] = None,
 ) -> None:
     """Write one self-contained HTML page about all papers."""
     from benchmarks.report import write_report
 
-    print(write_report(output if output != Path() else None))
+    print(write_report(output))
 
 
 @app.command()

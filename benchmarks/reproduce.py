@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import paths
+from benchmarks import fingerprint, paths
 from benchmarks.records import COMMITTED_SCALE, keep_if_complete
 from benchmarks.run import Interrupted, continue_command, run_units
 from benchmarks.schema import Claim, Measurement, Paper
@@ -40,7 +40,11 @@ def reproduce(
     if fresh:
         print(f"{fresh} units have a fresh result and are skipped (--force runs them again)")
 
+    def experiment_of(unit: Unit) -> Claim | Measurement:
+        return chosen[unit.paper, unit.claim][1]
+
     def keep(unit: Unit) -> None:
+        fingerprint.forget()  # the sources may have been edited since
         keep_if_complete(*chosen[unit.paper, unit.claim], scale)
 
     try:
@@ -48,6 +52,8 @@ def reproduce(
     except Interrupted as stop:
         print(f"\n{stop}; finished units are kept. Continue with: {continue_command()}", file=sys.stderr)
         return stop.status
+    outdated = [unit for unit in todo if unit not in failed and not unit.fresh_result(identity(experiment_of(unit)))]
+    failed |= dict.fromkeys(outdated, "the code changed while it ran: run again")
     _show(papers, scale, seeds)
     for unit, why in failed.items():
         print(f"error: {unit.name}: {why}", file=sys.stderr)

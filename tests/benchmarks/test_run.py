@@ -202,3 +202,18 @@ def test_records_have_one_line_a_unit():
     record = {"paper": "toy", "units": [{"arm": "a"}, {"arm": "b"}]}
     assert json.loads(dump(record)) == record
     assert len(dump(record).splitlines()) == 7
+
+
+def test_code_edited_during_the_run_is_noticed(tree, monkeypatch):
+    """A result of the code before the edit is neither kept nor passed off as fresh."""
+    monkeypatch.setenv("TOY_SECONDS", "2")
+    tree.edit("seeds: [0, 1, 2]", "seeds: [0]")
+    engine = subprocess.Popen(
+        **tree.command("reproduce", "toy", "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wait_until(lambda: len(tree.calls()) == 2)
+    tree.edit("LARGE = 10.0", "LARGE = 20.0", "common/numbers.py")
+    _, error = engine.communicate(timeout=30)
+    assert engine.returncode == 1
+    assert "error: toy better method seed 0: the code changed while it ran: run again" in error
+    assert read_record("toy", "better", "cpu") is None
