@@ -58,8 +58,9 @@ def run_units(
     expected = {unit: past_seconds(unit) for unit in units}
     order = {unit: -index for index, unit in enumerate(units)}
     waiting = sorted(units, key=lambda unit: (expected[unit] or units[unit], order[unit]))  # taken from the end
-    workers = max(1, min(workers or (1 if units and waiting[0].scale == "gpu" else cores()), len(units) or 1))
-    threads = max(1, cores() // workers)
+    workers = workers or (1 if any(unit.scale == "gpu" for unit in units) else cores())
+    threads = max(1, cores() // workers)  # not of the units left: numbers must not depend on how many are already done
+    workers = min(workers, len(units))
     running: list[Running] = []
     failed: dict[Unit, str] = {}
     with progress_view(expected, workers) as view, _signals_as_exceptions():

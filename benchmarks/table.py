@@ -83,7 +83,8 @@ def claims_table(standing: Standing) -> Table:
         metric = claim.metric + ("" if claim.higher_is_better else " (lower is better)")
         gap = signed(verdict.gap) + (f" (margin {claim.margin:g})" if claim.margin else "")
         line = (claim.id, claim.paper_ref, metric, *sides, gap, interval_text(verdict.interval), str(verdict.n))
-        table.add_row(*map(escape, line), coloured(verdict.verdict))
+        judged = standing.scale != "smoke" or verdict.verdict in ("missing", "stale")
+        table.add_row(*map(escape, line), coloured(verdict.verdict) if judged else "not judged")
     return table
 
 
@@ -116,6 +117,8 @@ def print_standing(standing: Standing, out: Console) -> None:
         out.print(claims_table(standing))
         out.print(*(f"  {claim.id}: {escape(claim.statement)}" for claim in paper.claims), sep="\n")
         out.print(*(f"  {claim.id}: {ran(standing.verdicts[claim.id])}" for claim in paper.claims), sep="\n")
+    if standing.scale == "smoke":
+        return
     if paper.reported:
         out.print(rows_table(standing))
     commands = {row.command for row in standing.rows if row.verdict == "recipe"}
