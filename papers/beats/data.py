@@ -253,6 +253,40 @@ class ESC50Data(_Clips):
         self.val_set = clips([row for row in rows if int(row["fold"]) == self.fold], False)
 
 
+class SpeechCommandsData(_Clips):
+    """Speech Commands V2 as published: root/<word>/*.wav of one second; root/testing_list.txt is held out.
+
+    Clips of validation_list.txt are left out of training, as in the official split.
+    """
+
+    def __init__(
+        self, root: str, *, num_mel_bins: int = 128, batch_size: int = 64, num_workers: int = 8, seed: int = 0
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.root, self.num_mel_bins = Path(root), num_mel_bins
+
+    def setup(self, stage: str | None = None) -> None:
+        lists = {}
+        for name in ("validation_list.txt", "testing_list.txt"):
+            with _open(self.root / name) as file:
+                lists[name] = set(file.read().split())
+        files = sorted(p for p in self.root.glob("*/*.wav") if not p.parent.name.startswith("_"))
+        words = sorted({path.parent.name for path in files})
+        test = [path for path in files if path.relative_to(self.root).as_posix() in lists["testing_list.txt"]]
+        left_out = lists["validation_list.txt"] | lists["testing_list.txt"]
+        train = [path for path in files if path.relative_to(self.root).as_posix() not in left_out]
+        if not train or not test:
+            raise EncoreError(
+                f"{self.root}: no clips to train or to test on; expected <word>/*.wav and the split lists"
+            )
+
+        def clips(paths: list[Path], training: bool) -> WaveClips:
+            labels = torch.tensor([words.index(path.parent.name) for path in paths])
+            return WaveClips(paths, labels, seconds=1.0, num_mel_bins=self.num_mel_bins, train=training)
+
+        self.train_set, self.val_set = clips(train, True), clips(test, False)
+
+
 class Crops:
     """Map-style dataset of (random crop of `frames` frames, class) from spectrograms in memory.
 

@@ -16,6 +16,7 @@ from papers.beats.data import (
     AudioSetData,
     Crops,
     ESC50Data,
+    SpeechCommandsData,
     WaveClips,
     num_frames,
     pad_batch,
@@ -168,6 +169,23 @@ def test_esc50_holds_one_fold_out(tmp_path):
     assert len(data.train_set) == 4
     with pytest.raises(EncoreError, match="no clip in fold 7"):
         ESC50Data(str(tmp_path), fold=7).setup()
+
+
+def test_speech_commands_hold_the_testing_list_out_and_leave_the_validation_list_aside(tmp_path):
+    for word in ("yes", "no", "_background_noise_"):
+        (tmp_path / word).mkdir()
+        for i in range(3):
+            soundfile.write(tmp_path / word / f"{i}.wav", np.full(800, 0.1), 16000)
+    (tmp_path / "testing_list.txt").write_text("yes/0.wav\nno/1.wav\n")
+    (tmp_path / "validation_list.txt").write_text("yes/2.wav\n")
+    data = SpeechCommandsData(str(tmp_path), num_mel_bins=16, num_workers=0)
+    data.setup()
+    assert [path.relative_to(tmp_path).as_posix() for path in data.val_set.paths] == ["no/1.wav", "yes/0.wav"]
+    assert data.val_set.labels.tolist() == [0, 1]
+    assert len(data.train_set) == 3
+    (tmp_path / "testing_list.txt").write_text("")
+    with pytest.raises(EncoreError, match="no clips to train or to test on"):
+        data.setup()
 
 
 def test_a_clip_shorter_than_a_crop_is_an_error():
