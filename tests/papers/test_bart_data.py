@@ -11,6 +11,7 @@ import yaml
 
 from common.data.tokenizers import load_byte_bpe, train_byte_bpe
 from common.errors import EncoreError
+from common.training.run import Run
 from papers.bart.data import (
     GLUE,
     Blocks,
@@ -21,6 +22,7 @@ from papers.bart.data import (
     bundled_documents,
     collate_labelled,
     collate_pairs,
+    named_documents,
     noise_vocabulary,
     split_documents,
     wikitext_documents,
@@ -30,7 +32,7 @@ from papers.bart.data import (
 from papers.bart.generate import Decoding
 from papers.bart.module import Denoising, SequenceClassification, Summarisation
 from papers.bart.noise import Noise
-from tests.helpers import assert_resumes_exactly
+from tests.helpers import assert_resumes_exactly, requires_mirror
 
 CONFIGS = Path(__file__).parents[2] / "papers" / "bart" / "configs"
 WORDS = [
@@ -209,6 +211,7 @@ def test_glue_reads_a_saved_dataset_and_classifies_it(folder, tmp_path):
     trainer = quiet_trainer(3)
     trainer.fit(module, data)
     metrics = trainer.callback_metrics
+    module.eval()
     hits = [module.model(ids).argmax(-1).eq(labels) for ids, labels in data.val_dataloader()]
     assert metrics["val/accuracy"].item() == pytest.approx(torch.cat(hits).float().mean().item())
     ids, values = collate_labelled([(np.array([0, 2]), 2.5)], regression=True)
@@ -283,3 +286,83 @@ def test_every_config_opens_with_what_it_is_and_the_command_and_names_real_argum
         module, _, name = config[part]["class_path"].rpartition(".")
         known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
         assert set(config[part].get("init_args", {})) <= set(known)
+
+
+# ------------------------------------------------------------------------------------------------------------ claims
+
+
+@pytest.fixture
+def toy_claims(monkeypatch, tmp_path):
+    """The claims at smoke scale on generated text instead of WikiText-2 and SST-2."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from papers.bart import claims
+
+    rng = np.random.default_rng(1)
+    documents = [[sentence(rng, 12) for _ in range(6)] for _ in range(80)]
+    files = {}
+    for split in ("train", "test"):
+        table = {"text": [sentence(rng) for _ in range(40)], "label": [i % 2 for i in range(40)]}
+        files[f"sst2-{split}.parquet"] = tmp_path / f"{split}.parquet"
+        pq.write_table(pa.table(table), files[f"sst2-{split}.parquet"])
+    monkeypatch.setattr(claims, "named_documents", lambda _: (documents[:40], documents[40:]))
+    monkeypatch.setattr(claims.sources, "locate", lambda _: files)
+    claims.wikitext.cache_clear()
+    yield claims
+    claims.wikitext.cache_clear()
+
+
+def smoke_run(arm, folder) -> Run:
+    return Run("bart", "claim", arm, 0, "smoke", folder)
+
+
+def test_every_arm_of_the_noise_claim_gives_both_metrics_and_starts_from_its_pretraining(toy_claims, tmp_path):
+    results = {arm: toy_claims.noise_function_decides(smoke_run(arm, tmp_path / arm)) for arm in ("rotation", "none")}
+    for metrics in results.values():
+        assert metrics["continuation_perplexity"] > 1
+        assert 0 <= metrics["sst2_accuracy"] <= 100
+    assert results["rotation"]["continuation_perplexity"] != results["none"]["continuation_perplexity"]
+    again = toy_claims.noise_function_decides(smoke_run("rotation", tmp_path / "rotation"))  # every stage is done
+    assert again == results["rotation"]
+
+
+def test_spans_are_cut_in_words_and_a_perfect_filler_has_no_error(toy_claims, monkeypatch):
+    text = toy_claims.wikitext(toy_claims.RECIPES["smoke"])
+    cuts = toy_claims.cut_spans(text, 4, range(6))
+    assert [cut.words for cut in cuts] == [0, 1, 2, 3, 4, 5] * 4
+    words = text.vocabulary.word_start
+    for cut in cuts:
+        assert (cut.source == text.vocabulary.mask).sum() == 1
+        assert words[cut.target].sum() - words[cut.source].sum() == cut.words
+        at = int(np.flatnonzero(cut.source == text.vocabulary.mask)[0])
+        removed = len(cut.target) - len(cut.source) + 1
+        assert [*cut.source[:at], *cut.target[at : at + removed], *cut.source[at + 1 :]] == list(cut.target)
+        assert words[cut.source[:at]].sum() >= 3 <= words[cut.source[at + 1 :]].sum()
+
+    bart = toy_claims.BART(vocab_size=600, dim=8, depth=1, num_heads=2, mlp_dim=8, max_positions=64)
+    answers = iter(
+        [collate_pairs([(c.source, c.target) for c in cuts])[1], collate_pairs([(c.target, c.source) for c in cuts])[1]]
+    )
+    monkeypatch.setattr(toy_claims, "generate", lambda *_: (next(answers), None))
+    assert toy_claims.fill_spans(bart, cuts, text.vocabulary) == {"length_error": 0.0, "span_exact_match": 100.0}
+    dropped = toy_claims.fill_spans(bart, cuts, text.vocabulary)  # writes nothing for the mask (which starts no word)
+    assert dropped == {"length_error": 2.5, "span_exact_match": 0.0}
+
+
+def test_halves_join_to_the_block_they_were_cut_from(toy_claims):
+    first, second = toy_claims.halves(np.array([0, 10, 11, 12, 13, 14, 2]))
+    assert first.tolist() == [0, 10, 11, 2]
+    assert second.tolist() == [0, 12, 13, 14, 2]
+
+
+@requires_mirror("wikitext2")
+def test_wikitext_articles_have_full_stops_that_stand_alone_and_still_end_sentences():
+    train, held_out = named_documents("wikitext2")
+    assert len(train) > 50 < len(held_out)
+    tokenizer = train_byte_bpe([" ".join(train[0])], 400)
+    vocabulary = noise_vocabulary(tokenizer)
+    ids = np.array([0, *tokenizer.encode(" ".join(train[0])), 2])
+    assert vocabulary.full_stop[ids].sum() > 20
+    noised = Noise(spans="none")(ids, vocabulary, epoch=0, index=0)
+    assert (noised != ids).mean() > 0.5
