@@ -233,7 +233,8 @@ def log_probability(model, points, sequence):
 
 
 def test_wide_beam_finds_the_most_probable_of_all_sequences_and_greedy_the_step_by_step_best():
-    model = large(m.PointerNetwork(HIDDEN), std=0.25)
+    torch.manual_seed(2)
+    model = large(m.PointerNetwork(HIDDEN), std=0.8)
     points, _ = draw("hull", 6, 3, torch.Generator().manual_seed(3))
     shortened = 0
     for one in points[:, None]:
