@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.resources
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,12 +51,14 @@ def wikitext_documents(text: str) -> Iterator[Document]:
 
 
 def bundled_documents() -> list[Document]:
-    """Prose that comes with Python itself: the help topics of the language reference, one document a topic."""
-    from pydoc_data.topics import topics
+    """Prose that comes with scikit-learn, the descriptions of its data sets: one document a paragraph, one line a line.
 
-    return [
-        document for key in sorted(topics) for document in [[x.strip() for x in topics[key].splitlines()]] if document
-    ]
+    The lock file pins that package, so these are the same words on every machine.
+    """
+    folder = importlib.resources.files("sklearn.datasets") / "descr"
+    texts = [file.read_text() for file in sorted(folder.iterdir(), key=str) if file.name.endswith(".rst")]
+    paragraphs = [[line.strip() for line in part.splitlines()] for text in texts for part in text.split("\n\n")]
+    return [paragraph for paragraph in paragraphs if len(" ".join(paragraph).split()) > 8]
 
 
 def noise_vocabulary(tokenizer: ByteBPE) -> Vocabulary:
@@ -177,7 +180,7 @@ class Corpus(L.LightningDataModule):
 
     path: a directory with train/*.txt and valid/*.txt (or .txt.gz), one sentence or paragraph a line and a blank line
         between documents. Without it the named `source` is used: "wikitext2" (trains on its test text and validates on
-        its validation text; the training text is not part of the source) or "python" (comes with Python).
+        its validation text; the training text is not part of the source) or "sklearn" (comes with scikit-learn).
     tokenizer: directory of a published byte-level BPE; without it one of `vocab_size` is trained on the training text.
     cache: where encoded blocks of `path` are kept, so that they are encoded once.
     """
@@ -185,7 +188,7 @@ class Corpus(L.LightningDataModule):
     def __init__(
         self,
         path: str | None = None,
-        source: Literal["wikitext2", "python"] = "python",
+        source: Literal["wikitext2", "sklearn"] = "sklearn",
         tokenizer: str | None = None,
         vocab_size: int = 2000,
         block_length: int = 512,
@@ -250,7 +253,7 @@ class Corpus(L.LightningDataModule):
 
 def named_documents(source: str) -> tuple[list[Document], list[Document]]:
     """Training and validation documents of a named source."""
-    if source == "python":
+    if source == "sklearn":
         documents = bundled_documents()
         return documents[::10] + documents[1::10] + documents[2::10], documents[9::10]
     files = sources.locate(source)
