@@ -84,9 +84,8 @@ class CaptionShards(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        worker = (
-            worker + self.first_batch
-        ) % workers  # the loader asks its workers in turn, from 0, after a restart too
+        # The loader asks its workers in turn, from 0, after a restart too.
+        worker = (worker + self.first_batch) % workers
         drawn = self.positions.get(worker, 0)
         samples = itertools.islice(enumerate(self._raw(worker, workers)), drawn, None)
         rows: list[tuple[Tensor, str]] = []

@@ -26,7 +26,8 @@ TRANSFORM = image_transform(16, train=True)
 
 def picture(number: int, size: tuple[int, int] = (24, 20)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (number, 255 - number, 128)).save(buffer, "PNG")
+    ramp = Image.linear_gradient("L").rotate(90).resize(size)  # tells where a crop was taken
+    Image.merge("RGB", [Image.new("L", size, number), ramp, ramp]).save(buffer, "PNG")
     return buffer.getvalue()
 
 
