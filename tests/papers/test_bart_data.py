@@ -317,12 +317,18 @@ def smoke_run(arm, folder) -> Run:
     return Run("bart", "claim", arm, 0, "smoke", folder)
 
 
-def test_every_arm_of_the_noise_claim_gives_both_metrics_and_starts_from_its_pretraining(toy_claims, tmp_path):
+def test_every_arm_of_the_noise_claim_gives_both_metrics_and_starts_from_its_pretraining(
+    toy_claims, tmp_path, monkeypatch
+):
+    original, loaded = toy_claims._start_from, []
+    monkeypatch.setattr(toy_claims, "_start_from", lambda model, start: (loaded.append(start), original(model, start)))
     results = {arm: toy_claims.noise_function_decides(smoke_run(arm, tmp_path / arm)) for arm in ("rotation", "none")}
     for metrics in results.values():
         assert metrics["continuation_perplexity"] > 1
         assert 0 <= metrics["sst2_accuracy"] <= 100
     assert results["rotation"]["continuation_perplexity"] != results["none"]["continuation_perplexity"]
+    assert loaded[0] is loaded[1] is not None
+    assert loaded[2:] == [None, None]
     again = toy_claims.noise_function_decides(smoke_run("rotation", tmp_path / "rotation"))  # every stage is done
     assert again == results["rotation"]
 
@@ -345,9 +351,11 @@ def test_spans_are_cut_in_words_and_a_perfect_filler_has_no_error(toy_claims, mo
         [collate_pairs([(c.source, c.target) for c in cuts])[1], collate_pairs([(c.target, c.source) for c in cuts])[1]]
     )
     monkeypatch.setattr(toy_claims, "generate", lambda *_: (next(answers), None))
-    assert toy_claims.fill_spans(bart, cuts, text.vocabulary) == {"length_error": 0.0, "span_exact_match": 100.0}
+    assert toy_claims.fill_spans(bart, cuts, text.vocabulary) == pytest.approx(
+        {"length_error": 0.0, "length_slope": 1.0, "span_exact_match": 100.0}
+    )
     dropped = toy_claims.fill_spans(bart, cuts, text.vocabulary)  # writes nothing for the mask (which starts no word)
-    assert dropped == {"length_error": 2.5, "span_exact_match": 0.0}
+    assert dropped == pytest.approx({"length_error": 2.5, "length_slope": 0.0, "span_exact_match": 0.0})
 
 
 def test_halves_join_to_the_block_they_were_cut_from(toy_claims):

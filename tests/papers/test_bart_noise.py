@@ -210,6 +210,7 @@ def test_noise_is_a_function_of_seed_epoch_and_index_and_leaves_its_input_alone(
         Noise(rotate_ratio=0.5, random_ratio=0.1, seed=1)(tokens, VOCABULARY, epoch=1, index=7),
     ):
         assert len(other) != len(first) or (other != first).any()
+    Noise(permute_ratio=0.0)(tokens, VOCABULARY, epoch=0, index=0)
     np.testing.assert_array_equal(tokens, before)
 
 
