@@ -1,6 +1,6 @@
 """The two predictive objectives that Fig. 2 compares with the contrastive one, on the same image tower."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ class BagOfWordsModule(Pretraining):
     the uniform distribution over the caption's words.
     """
 
-    def __init__(self, image: VisionTransformer, num_words: int, **optimizer: float) -> None:
+    def __init__(self, image: VisionTransformer, num_words: int, **optimizer: Any) -> None:
         super().__init__(**optimizer)
         self.image = image
         self.head = nn.Linear(image.embed_dim, num_words)
@@ -61,7 +61,7 @@ class CaptionModule(Pretraining):
         dim: int = 128,
         depth: int = 2,
         context_length: int = 20,
-        **optimizer: float,
+        **optimizer: Any,
     ) -> None:
         super().__init__(**optimizer)
         self.image = image

@@ -240,6 +240,7 @@ def channels_first(images: NDArray[np.uint8]) -> Tensor:
 class SmallData(L.LightningDataModule):
     """What the two small sets share. Subclasses fill in train (Pairs) and the test attributes in setup."""
 
+    context_length: int
     train: Pairs
     tokenizer: ClipTokenizer
     vocabulary: WordVocabulary
@@ -258,7 +259,7 @@ class SmallData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        rows = [{"image": normalise(i), "label": y} for i, y in zip(self.test_images, self.test_labels)]
+        rows: Any = [{"image": normalise(i), "label": y} for i, y in zip(self.test_images, self.test_labels)]
         return DataLoader(rows, batch_size=500)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from common.training.flops import multiply_adds
 from papers.clip import model as sizes
-from papers.clip.model import CLIP, ModifiedResNet
+from papers.clip.model import CLIP, ModifiedResNet, VisionTransformer
 
 
 def _build(name: str) -> CLIP:
@@ -61,4 +61,6 @@ def initial_scale() -> float:
 
 def image_tokens(name: str) -> int:
     """Tokens of the image transformer, class token included."""
-    return _build(name).image.vit.positions.shape[0]
+    tower = _build(name).image
+    assert isinstance(tower, VisionTransformer)
+    return tower.vit.positions.shape[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import EncoreError
 from common.interop import check_and_load, fuse_qkv, load_config, load_weights, save_weights, split_qkv
-from common.layers import ViT
+from common.layers import Transformer, ViT
 from papers.clip.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
 
 State = dict[str, Tensor]
@@ -110,6 +110,11 @@ def state_from_released(state: State) -> State:
     return {_to_ours(k, names): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
+def _num_heads(blocks: Transformer) -> int:
+    first: Any = blocks.layers[0]
+    return first.attn.num_heads
+
+
 def hub_config(model: CLIP) -> dict[str, Any]:
     """config.json of transformers' CLIPModel for a model with a ViT."""
     if not isinstance(model.image, VisionTransformer):
@@ -129,7 +134,7 @@ def hub_config(model: CLIP) -> dict[str, Any]:
             "hidden_size": text.positions.shape[1],
             "intermediate_size": 4 * text.positions.shape[1],
             "num_hidden_layers": len(text.blocks),
-            "num_attention_heads": text.blocks.layers[0].attn.num_heads,
+            "num_attention_heads": _num_heads(text.blocks),
             "bos_token_id": text.vocab_size - 2,
             "eos_token_id": text.vocab_size - 1,
         },
@@ -141,7 +146,7 @@ def hub_config(model: CLIP) -> dict[str, Any]:
             "hidden_size": vit.positions.shape[1],
             "intermediate_size": 4 * vit.positions.shape[1],
             "num_hidden_layers": len(vit.blocks),
-            "num_attention_heads": vit.blocks.layers[0].attn.num_heads,
+            "num_attention_heads": _num_heads(vit.blocks),
         },
     }
 

@@ -6,6 +6,7 @@ Names and initialisation follow the released code; sizes are checked by the fact
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Linear(dim, embed_dim, bias=False)
         for weight in (self.vit.cls_token, self.vit.positions, self.proj.weight):
             nn.init.normal_(weight, std=dim**-0.5)
+        layer: Any
         for layer in self.vit.blocks:
             nn.init.xavier_uniform_(layer.attn.qkv.weight)  # the default of torch's MultiheadAttention
             nn.init.zeros_(layer.attn.qkv.bias)
@@ -186,6 +188,7 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.proj.weight, std=dim**-0.5)
         residual_std = (2 * depth * dim) ** -0.5
+        layer: Any
         for layer in self.blocks:
             nn.init.normal_(layer.attn.qkv.weight, std=dim**-0.5)
             nn.init.normal_(layer.attn.out.weight, std=residual_std)

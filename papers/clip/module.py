@@ -36,11 +36,12 @@ class Pretraining(L.LightningModule):
         warmup_steps: int = 2000,
     ) -> None:
         super().__init__()
-        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
+        self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
+        self.betas = (betas[0], betas[1])
         self.warmup_steps = warmup_steps
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=tuple(self.betas), eps=self.eps)
+    def configure_optimizers(self) -> Any:
+        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, eps=self.eps)
         total = int(self.trainer.estimated_stepping_batches)
         return schedule(optimizer, "cosine", warmup=self.warmup_steps, total=total)
 

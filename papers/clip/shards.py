@@ -146,14 +146,17 @@ class CaptionShards(IterableDataset):
     def _decode(self, sample: dict[str, Any], number: int, worker: int) -> tuple[Tensor, str] | None:
         data = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
         if data is None or "txt" not in sample:
-            return self._count("no image or no caption")
+            self._count("no image or no caption")
+            return None
         caption = sample["txt"].decode("utf-8", errors="replace").strip()
         if not caption:
-            return self._count("empty caption")
+            self._count("empty caption")
+            return None
         try:
             image = Image.open(io.BytesIO(data)).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return self._count("image cannot be decoded")
+            self._count("image cannot be decoded")
+            return None
         with seeded(self.seed, self.rank, worker, number):
             return self.transform(image), caption
 
