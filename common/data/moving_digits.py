@@ -1,8 +1,8 @@
 """Moving digits: an exact, seeded generator of short video clips from the digit images that scikit-learn bundles.
 
-A clip is one 16 x 16 digit (an 8 x 8 image with every pixel doubled) that moves on a black 32 x 32 torus by 1 or 2
-pixels a frame. Labels: the direction of motion (8) and the glyph (10). Integer arithmetic only, so every machine makes
-the same bytes; no network, no file.
+A clip is one 16 x 16 digit (an 8 x 8 image with every pixel doubled) that starts near the middle of a black 32 x 32
+torus and moves by 1 or 2 pixels a frame. Labels: the direction of motion (8) and the glyph (10). Integer arithmetic
+only, so every machine makes the same bytes; no network, no file.
 """
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from common.errors import EncoreError
 
 FRAMES, SIZE, GLYPH = 8, 32, 16
+JITTER = 4
+"""The first frame's digit is off the middle by up to so many pixels each way."""
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 """(rows, columns) per frame: right, then clockwise in steps of 45 degrees."""
 NUM_GLYPHS = 10
@@ -51,9 +53,10 @@ class MovingDigits(Dataset[dict[str, Tensor]]):
         if length < 1:
             raise EncoreError(f"moving_digits: length must be at least 1, got {length}")
         images, classes = _glyphs(split)
-        highs = (len(DIRECTIONS), 2, len(images), SIZE, SIZE)
+        highs = (len(DIRECTIONS), 2, len(images), 2 * JITTER + 1, 2 * JITTER + 1)
         draws = np.random.Generator(np.random.PCG64([seed, split == "test"])).integers(highs, size=(length, len(highs)))
         direction, speed, moving, row, column = draws.T
+        row, column = row + (SIZE - GLYPH) // 2 - JITTER, column + (SIZE - GLYPH) // 2 - JITTER
         step = np.array(DIRECTIONS)[direction] * (1 + speed)[:, None]
         frames = [_paste(images[moving], row + t * step[:, 0], column + t * step[:, 1]) for t in range(FRAMES)]
         self.video = torch.from_numpy(np.stack(frames, axis=1)[:, None])

@@ -393,7 +393,7 @@ class DigitsPretraining(L.LightningDataModule):
 
 
 class DigitsLabelled(L.LightningDataModule):
-    """Moving digits with labels: batches video, label, index, view."""
+    """Moving digits with labels: batches video, label, index, view. The labelled clips depend on seed."""
 
     def __init__(
         self,
@@ -405,7 +405,7 @@ class DigitsLabelled(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.train_set = Digits("train", train_clips, label=label)
+        self.train_set = Digits("train", train_clips, label=label, seed=1 + seed)
         self.test_set = Digits("test", test_clips, label=label)
         self.batch_size, self.seed = batch_size, seed
 

@@ -330,12 +330,12 @@ def vit_giant_patch14_266_64f(num_classes: int, drop_path: float = 0.3, head_dro
 
 
 # Not published: the size of the claims at small scale, for 8 x 32 x 32 grey clips (4 x 4 x 4 = 64 cubes).
-_TINY = {"dim": 96, "depth": 4, "num_heads": 3, "mlp_dim": 384, "patch_size": 8}
+_TINY = {"dim": 64, "depth": 3, "num_heads": 2, "mlp_dim": 256, "patch_size": 8}
 _DIGITS = {"num_frames": 8, "image_size": 32, "in_channels": 1}
 
 
 def pretrain_videomae_tiny_patch8_32() -> VideoMAE:
-    return VideoMAE(**_TINY, **_DIGITS, decoder_dim=64, decoder_heads=2, decoder_mlp_dim=256, decoder_depth=2)
+    return VideoMAE(**_TINY, **_DIGITS, decoder_dim=64, decoder_heads=2, decoder_mlp_dim=256, decoder_depth=1)
 
 
 def vit_tiny_patch8_32(num_classes: int, drop_path: float = 0.0) -> VideoClassifier:
