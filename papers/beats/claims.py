@@ -70,7 +70,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(dim=32, depth=1, num_codes=16, encoder_steps=4, tokenizer_steps=4, batch_size=8),
-    "cpu": Plan(dim=64, depth=3, num_codes=128, encoder_steps=300, tokenizer_steps=150, batch_size=32),
+    "cpu": Plan(dim=64, depth=3, num_codes=128, encoder_steps=200, tokenizer_steps=100, batch_size=32),
     "gpu": Plan(dim=192, depth=6, num_codes=256, encoder_steps=4000, tokenizer_steps=2000, batch_size=256),
 }
 
@@ -163,7 +163,9 @@ def token_metrics(corpus: Corpus, tokenizer: RandomProjectionTokenizer | Distill
 
 
 def distilled_tokens(run: Run) -> dict[str, float]:
-    """Claim 1. Arms "random": iteration 1's tokenizer; "distilled": one distilled from iteration 1's encoder."""
+    """Claim 1. Arms "random": iteration 1's tokenizer; "distilled": one distilled from iteration 1's encoder; and as a
+    control "untrained_teacher": the same distillation from an encoder that was never trained.
+    """
     plan, corpus = PLANS[run.scale], Corpus(run.scale)
     settings = plan.settings
     if run.arm == "random":
@@ -172,9 +174,18 @@ def distilled_tokens(run: Run) -> dict[str, float]:
         )
         return token_metrics(corpus, tokenizer)
     loader = corpus.loader(run, plan.batch_size)
-    teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
+    if run.arm == "distilled":
+        teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
+    else:
+        teacher = untrained_encoder(run, settings)
     distilled = train_tokenizer(run, loader, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)
     return token_metrics(corpus, distilled)
+
+
+def untrained_encoder(run: Run, settings: Settings) -> Encoder:
+    """An encoder as every stage starts, in eval mode."""
+    L.seed_everything(run.seed, verbose=False)
+    return Encoder(**settings.encoder).eval()
 
 
 def step_costs(plan: Plan) -> tuple[int, int, int, int]:
@@ -216,8 +227,7 @@ def equal_compute(run: Run) -> dict[str, float]:
     budget = plan.encoder_steps * (first + second) + plan.tokenizer_steps * token
     steps, cost = 0, 0
     if run.arm == "untrained":
-        L.seed_everything(run.seed, verbose=False)
-        encoder = Encoder(**settings.encoder).eval()
+        encoder = untrained_encoder(run, settings)
     elif run.arm == "iterated":
         teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
         tokenizer = train_tokenizer(run, loader, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)

@@ -76,7 +76,7 @@ def test_step_costs_count_what_each_stage_computes():
 @pytest.mark.parametrize(
     "entry, arms",
     [
-        ("distilled_tokens", ["random", "distilled"]),
+        ("distilled_tokens", ["random", "distilled", "untrained_teacher"]),
         ("equal_compute", ["iterated", "single", "regression", "untrained"]),
     ],
 )
