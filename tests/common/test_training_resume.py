@@ -94,7 +94,7 @@ def test_ranks_share_each_global_batch_without_overlap() -> None:
 
     whole = indices(0, 1, 6)
     assert [a + b for a, b in zip(indices(0, 2, 3), indices(1, 2, 3), strict=True)] == whole
-    assert sorted(sum(whole, [])) == list(range(24))
+    assert sorted(index for batch in whole for index in batch) == list(range(24))
 
 
 def test_a_training_set_smaller_than_a_batch_is_an_error() -> None:
