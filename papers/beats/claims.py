@@ -23,6 +23,7 @@ from papers.beats.data import Crops, load_esc10, pad_batch, spectrogram
 from papers.beats.iterations import (
     Settings,
     pretrain_module,
+    seed_stage,
     tokenizer_module,
     train_encoder,
     train_tokenizer,
@@ -184,7 +185,7 @@ def distilled_tokens(run: Run) -> dict[str, float]:
 
 def untrained_encoder(run: Run, settings: Settings) -> Encoder:
     """An encoder as every stage starts, in eval mode."""
-    L.seed_everything(run.seed, verbose=False)
+    seed_stage(run, "untrained")
     return Encoder(**settings.encoder).eval()
 
 

@@ -1,5 +1,6 @@
 """The iteration driver (Fig. 2): encoder 1 <- random tokens; tokenizer 2 <- encoder 1; encoder 2 <- tokenizer 2; ..."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,11 @@ def tokenizer_module(settings: Settings, steps: int, teacher: Encoder | AudioCla
     )
 
 
+def seed_stage(run: Run, name: str) -> None:
+    """Seed what stage `name` of a run starts from: weights of its own, whatever was built before."""
+    L.seed_everything(zlib.crc32(f"{run.seed} {name}".encode()), verbose=False)
+
+
 def train_encoder(
     run: Run,
     loader: Loader,
@@ -70,7 +76,7 @@ def train_encoder(
     kind: type[PretrainModule] = PretrainModule,
 ) -> Encoder:
     """A fresh encoder trained on the tokenizer's labels. Stage `name` of the run."""
-    L.seed_everything(run.seed, verbose=False)
+    seed_stage(run, name)
     module = pretrain_module(settings, steps, tokenizer, kind)
     return fit(module, loader, run=run, name=name, max_steps=steps).encoder
 
@@ -79,7 +85,7 @@ def train_tokenizer(
     run: Run, loader: Loader, settings: Settings, steps: int, *, name: str, teacher: Encoder | AudioClassifier
 ) -> DistilledTokenizer:
     """A fresh tokenizer distilled from the teacher. Stage `name` of the run."""
-    L.seed_everything(run.seed, verbose=False)
+    seed_stage(run, name)
     return fit(tokenizer_module(settings, steps, teacher), loader, run=run, name=name, max_steps=steps).tokenizer
 
 

@@ -221,6 +221,21 @@ def test_three_iterations_start_afresh_and_the_last_may_have_a_fine_tuned_teache
     assert all(torch.equal(a.proj.weight, b.proj.weight) for a, b in zip(encoders, again))
 
 
+def test_every_stage_starts_from_weights_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(iterations, "fit", lambda module, *args, **kwargs: module)
+    settings = iterations.Settings(ENCODER, LAYER, LAYER, num_codes=6, code_dim=4)
+
+    def start(seed):
+        run = Run("beats", "test", "arm", seed, "smoke", tmp_path)
+        encoders, tokenizers = iterations.iterate(run, None, settings, encoder_steps=1, tokenizer_steps=1)
+        return [model.proj.weight for model in [*encoders, *(tokenizer.encoder for tokenizer in tokenizers)]]
+
+    first, again, other = start(0), start(0), start(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    weights = [*first, *other]
+    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
 def fine_tune(**changes):
     torch.manual_seed(0)
     sizes = {"num_classes": 10, "encoder": ENCODER, "lr": 0.1, "warmup_steps": 0, "total_steps": 10}
