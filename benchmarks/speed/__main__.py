@@ -1,9 +1,7 @@
-"""Paired step times and peak memory: python -m benchmarks.speed [--pairs vit-b16 clip-vit-b32] [--rounds 7] [--json
-FILE]
+"""Paired step times and peak memory: python -m benchmarks.speed [--pairs vit-b16] [--rounds 7] [--json FILE]
 
-Time: both sides in one process, taking turns, so that what else the machine does falls on both; the ratio is the
-median of
-the rounds' ratios. Memory: the growth of the resident set over three steps, each side in a process of its own.
+Time: both sides in one process, taking turns, so that what else the machine does falls on both; the ratio is the median
+of the rounds' ratios. Memory: the growth of the resident set over three steps, each side in a process of its own.
 """
 
 import argparse
@@ -97,8 +95,8 @@ def main() -> None:
         print(
             f"{name:14s} step {row['ours_s']:.2f} s against {row['theirs_s']:.2f} s, throughput ratio "
             f"{row['throughput_ratio']:.3f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f}), memory "
-            f"{memory['ours'] / 2**20:.0f} MiB against {memory['theirs'] / 2**20:.0f} MiB, ratio
-            {row['memory_ratio']:.3f}",
+            f"{memory['ours'] / 2**20:.0f} MiB against {memory['theirs'] / 2**20:.0f} MiB, "
+            f"ratio {row['memory_ratio']:.3f}",
             flush=True,
         )
     if args.json:
