@@ -1,7 +1,7 @@
 """Training steps of our models and of the public classes at equal weights, batch, loss and optimizer.
 
 Each function builds one side ("ours" or "theirs") and returns a step() that trains once and returns the loss. Weights
-come from the public class through a directory in the hub's format, so both sides start equal, as their first losses show.
+come from the public class through a directory in the hub's format, so both sides start equal: first losses agree.
 """
 
 from collections.abc import Callable
