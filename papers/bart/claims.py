@@ -210,7 +210,7 @@ def fill_spans(bart: BART, cuts: Sequence[Cut], vocabulary: Vocabulary) -> dict[
     }
 
 
-_NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
+_NO_DROPOUT: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 def _sizes(recipe: Recipe, steps: int) -> dict[str, Any]:

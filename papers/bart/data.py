@@ -384,8 +384,11 @@ class GLUE(L.LightningDataModule):
 
     def _encode(self, split: Any) -> Labelled:
         texts = [column(split, name, self.path) for name in GLUE_COLUMNS[self.task]]
-        wrapped = wrap if len(texts) == 1 else wrap_pairs
-        return Labelled(wrapped(self.tokenizer, *texts, self.max_length), column(split, "label", self.path))
+        if len(texts) == 1:
+            rows = wrap(self.tokenizer, texts[0], self.max_length)
+        else:
+            rows = wrap_pairs(self.tokenizer, texts[0], texts[1], self.max_length)
+        return Labelled(rows, column(split, "label", self.path))
 
     @property
     def collate(self) -> Callable[[Sequence[tuple[Tokens, float]]], tuple[Tensor, Tensor]]:
@@ -444,7 +447,12 @@ class Summaries(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.path, self.name, self.tokenizer_path, self.batch_size = path, name, tokenizer, batch_size
+        self.path, self.columns, self.tokenizer_path, self.batch_size = (
+            path,
+            SUMMARY_COLUMNS[name],
+            tokenizer,
+            batch_size,
+        )
         self.max_source, self.max_target, self.num_workers, self.seed = max_source, max_target, num_workers, seed
         self.train: Pairs | None = None
 
@@ -457,9 +465,7 @@ class Summaries(L.LightningDataModule):
             self.test = self._pairs(splits["test"]) if "test" in splits else self.valid
 
     def _pairs(self, split: Any) -> Pairs:
-        source, target = (
-            [" ".join(text.split()) for text in column(split, name, self.path)] for name in SUMMARY_COLUMNS[self.name]
-        )
+        source, target = ([" ".join(text.split()) for text in column(split, name, self.path)] for name in self.columns)
         empty = sum(not s or not t for s, t in zip(source, target))
         kept = [(s, t) for s, t in zip(source, target) if s and t]
         if not kept:

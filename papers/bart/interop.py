@@ -186,7 +186,8 @@ def _fuse(state: State, layer: str, block: str, parts: tuple[str, ...], target: 
     names = [f"{layer}.{block}.{p}_proj.{kind}" for p in parts]
     if all(name in state for name in names):  # an incomplete file is reported by check_and_load
         if len(parts) == 3:
-            fuse_qkv(state, *names, target=f"{layer}.{target}")
+            q, k, v = names
+            fuse_qkv(state, q, k, v, f"{layer}.{target}")
         else:
             state[f"{layer}.{target}"] = torch.cat([state.pop(name) for name in names])
 

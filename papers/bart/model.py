@@ -254,7 +254,7 @@ class BARTTranslator(nn.Module):
         self.bart.requires_grad_(False)
         self.bart.encoder.positions.requires_grad_(True)
         self.bart.decoder.positions.requires_grad_(True)
-        self.bart.encoder.blocks.layers[0].attn.qkv.requires_grad_(True)
+        self.bart.encoder.blocks.layers[0].get_submodule("attn.qkv").requires_grad_(True)
 
     def train_everything(self) -> None:
         """Phase two: all parameters, for a small number of steps."""
