@@ -59,7 +59,8 @@ def run_units(
     order = {unit: -index for index, unit in enumerate(units)}
     waiting = sorted(units, key=lambda unit: (expected[unit] or units[unit], order[unit]))  # taken from the end
     workers = workers or (1 if any(unit.scale == "gpu" for unit in units) else cores())
-    threads = max(1, cores() // workers)  # not of the units left: numbers must not depend on how many are already done
+    # not a share for each unit left: numbers must not depend on how many are already done
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // workers))
     workers = min(workers, len(units))
     running: list[Running] = []
     failed: dict[Unit, str] = {}

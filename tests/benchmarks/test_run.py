@@ -219,9 +219,11 @@ def test_code_edited_during_the_run_is_noticed(tree, monkeypatch):
     assert read_record("toy", "better", "cpu") is None
 
 
-def test_threads_of_a_unit_do_not_depend_on_how_many_units_are_left(tree):
+@pytest.mark.parametrize(("limit", "threads"), [("", 1), ("3", 3)])
+def test_threads_of_a_unit_do_not_depend_on_how_many_units_are_left(tree, monkeypatch, limit, threads):
     """Sums over another number of threads round differently: a continued run would give other numbers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
     tree.edit("seeds: [0, 1]\n", "seeds: [0]\n")
     assert tree.encore("reproduce", "toy", "--claim", "values").returncode == 0
     (unit,) = read_record("toy", "values", "cpu")["units"]
-    assert unit["provenance"]["machine"]["threads"] == 1
+    assert unit["provenance"]["machine"]["threads"] == threads
