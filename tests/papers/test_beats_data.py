@@ -15,6 +15,7 @@ from papers.beats import interop
 from papers.beats.data import (
     AudioSetData,
     Crops,
+    ESC10Data,
     ESC50Data,
     SpeechCommandsData,
     WaveClips,
@@ -26,6 +27,7 @@ from papers.beats.data import (
 )
 from papers.beats.model import FBANK_MEAN, FBANK_STD, AudioClassifier, Encoder
 from papers.beats.tokenizers import DistilledTokenizer
+from tests.helpers import requires_mirror
 
 STACK = {"num_heads": 2, "mlp_dim": 24, "conv_kernel": 4, "conv_groups": 2}
 ENCODER = {"patch_size": 16, "patch_dim": 8, "dim": 16, "depth": 2, **STACK}
@@ -349,3 +351,15 @@ def test_audioset_module_serves_padded_batches_of_the_held_out_list(audioset):
     batch = next(iter(data.val_dataloader()))
     assert batch["frames"].tolist() == [48, 38, 28, 18]
     assert batch["label"].sum().item() == 5
+
+
+@requires_mirror("esc10")
+def test_esc10_holds_out_one_of_five_folds():
+    data = ESC10Data(fold=3, num_mel_bins=16)
+    data.setup()
+    assert (len(data.train_set), len(data.val_set)) == (320, 80)
+    assert torch.bincount(data.val_set.labels).tolist() == [8] * 10
+    spectrogram_, label = data.val_set[5]
+    assert spectrogram_.shape == (128, 16)
+    assert torch.equal(spectrogram_, data.val_set[5][0])  # the middle, not a random crop
+    assert 0 <= label < 10
