@@ -56,7 +56,8 @@ def idea(slug: str) -> str:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     match = re.search(r"^#+ +(?:the )?idea\b.*?\n+(.+?)(?:\n\s*\n|\n#|\Z)", text, re.I | re.M | re.S)
     paragraph = " ".join(match.group(1).split()) if match else ""
-    return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", paragraph).replace("**", "").replace("`", "")
+    paragraph = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", paragraph).replace("`", "")
+    return re.sub(r"(\*{1,2})(\S.*?)\1", r"\2", paragraph)
 
 
 def ours(row: Row) -> str:
