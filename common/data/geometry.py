@@ -7,8 +7,6 @@ exact up to a tolerance.
 Indices are 0-based. A batch of labels of different lengths is an int64 array padded with -1 (`PAD`).
 """
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -250,8 +248,3 @@ def _held_karp(d: Floats) -> Ints:
         if i > 1:
             last = np.argmin(cost[rest, :, rows].T + between[:, last, rows], axis=0)
     return tour
-
-
-def closed_edges(cycle: list[int]) -> list[tuple[int, int]]:
-    """The undirected edges (lower, higher) of a closed cycle."""
-    return [(min(a, b), max(a, b)) for a, b in pairwise([*cycle, cycle[0]])]

@@ -76,7 +76,7 @@ class GeneratedProblems(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         points, labels = held_out(self.problem, self.val_sets, self.max_points)
-        return DataLoader([Batch(points, to_targets(labels), None)], batch_size=None)
+        return DataLoader([Batch(points, to_targets(labels), None)], batch_size=None)  # type: ignore[arg-type]
 
 
 class ProblemFile(Dataset):

@@ -64,7 +64,7 @@ def solver_lengths(run: Run) -> dict[str, float]:
         solver, counts = getattr(solvers, run.arm), {5: 2000, 10: 2000, 20: 1000, 25: 1000, 30: 1000, 40: 500, 50: 500}
     else:
         raise EncoreError(f"unknown solver {run.arm!r}; one of optimal, a1, a2, a3, christofides")
-    scores = {}
+    scores: dict[str, float] = {}
     for n, count in counts.items():
         if few and n > 10:
             continue

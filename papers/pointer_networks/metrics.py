@@ -8,7 +8,6 @@ from torch import Tensor
 from common.data.geometry import PAD, Floats, Ints, canonical_cycle, is_simple, polygon_area, tour_length
 
 Outputs = list[list[int]]
-FAIL_ABOVE = 1.0  # % of outputs that are not simple polygons from which on the paper prints FAIL for the area
 
 
 def rows(labels: Ints) -> Outputs:

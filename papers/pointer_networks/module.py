@@ -74,7 +74,7 @@ class PointerNetworks(L.LightningModule):
         self.log("val/loss", sequence_loss(logits, batch.targets), batch_size=sets)
         self.log("val/exact", 100.0 * exact_share(logits, batch.targets), batch_size=sets)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         kind = torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam
         optimizer = kind(self.parameters(), lr=self.lr)
         return schedule(optimizer, self.decay, warmup=self.warmup, total=self.total_steps)
