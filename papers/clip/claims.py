@@ -48,12 +48,10 @@ def objectives_on_shapes(run: Run) -> dict[str, float]:
 
 
 def objectives_on_emoji(run: Run) -> dict[str, float]:
-    """Zero-shot on the drawings of a vendor that was not trained on, among all its concepts; and on concepts never
-    seen.
-    """
+    """Zero-shot on the drawings of vendors not trained on, among all their concepts; and on concepts never seen."""
     data = EmojiData(batch_size=BATCH[run.scale], seed=run.seed)
     data.setup("fit")
-    score, metrics = _train(run, data, data.known(1000))
+    score, metrics = _train(run, data, data.known())
     scores = score(data.test_images, data.class_names, data.templates)
     metrics["zero_shot_top1"] = _top1(scores, data.test_labels)
     hits = scores.topk(5).indices == data.test_labels[:, None]
