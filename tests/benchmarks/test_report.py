@@ -102,7 +102,8 @@ def test_ticks_are_round_and_inside():
 
 
 def test_idea_is_the_first_paragraph_of_that_section(tree):
-    tree.write("papers/toy/README.md", "# T\n\nintro\n\n## The idea\n\nOne **bold** *slanted*\n[link](x.md) line of 2 * 3.\n\nSecond.\n")
+    text = "# T\n\nintro\n\n## The idea\n\nOne **bold** *slanted*\n[link](x.md) line of 2 * 3.\n\nSecond.\n"
+    tree.write("papers/toy/README.md", text)
     assert idea("toy") == "One bold slanted link line of 2 * 3."
     tree.write("papers/toy/README.md", "# T\n\nno such section\n")
     assert idea("toy") == ""

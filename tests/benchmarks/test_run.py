@@ -186,7 +186,10 @@ def test_metrics_are_rounded_to_six_digits_and_must_be_numbers():
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "result.json"
-    write_atomic(file, "old")
+    write_atomic(file, "older")
+    with file.open() as reader:
+        write_atomic(file, "old")
+        assert reader.read() == "older", "who reads while it is written sees one file or the other"
 
     def broken(descriptor):
         raise OSError("disk full")
