@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from common.errors import EncoreError
 
 FRAMES, SIZE, GLYPH = 8, 32, 16
-JITTER = 4
+JITTER = 1
 """The first frame's digit is off the middle by up to so many pixels each way."""
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 """(rows, columns) per frame: right, then clockwise in steps of 45 degrees."""

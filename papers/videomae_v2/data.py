@@ -343,7 +343,7 @@ class LabelledVideos(L.LightningDataModule):
     def _evaluation(self, views: Views, batch_size: int) -> DataLoader:
         trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        sampler = DistributedSampler(views, num_replicas=world, rank=rank, shuffle=False) if world > 1 else None
+        sampler: Any = DistributedSampler(views, num_replicas=world, rank=rank, shuffle=False) if world > 1 else None
         return DataLoader(views, batch_size, sampler=sampler, collate_fn=flatten_repeats, num_workers=self.num_workers)
 
 

@@ -3,6 +3,8 @@
 Video is (B, C, T, H, W). The grid of cubes is (T/2, H/p, W/p), flattened time-major; N = T' H' W'.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -271,11 +273,11 @@ def _init_normal(module: nn.Module) -> None:
 
 
 # Published sizes. ViT-g's MLP is 48/11 times the width, in the decoder too: int(512 * 48 / 11) = 2234.
-_SMALL = {"dim": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536, "patch_size": 16}
-_BASE = {"dim": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072, "patch_size": 16}
-_LARGE = {"dim": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096, "patch_size": 16}
-_HUGE = {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120, "patch_size": 16}
-_GIANT = {"dim": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144, "patch_size": 14}
+_SMALL: dict[str, Any] = {"dim": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536, "patch_size": 16}
+_BASE: dict[str, Any] = {"dim": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072, "patch_size": 16}
+_LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096, "patch_size": 16}
+_HUGE: dict[str, Any] = {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120, "patch_size": 16}
+_GIANT: dict[str, Any] = {"dim": 1408, "depth": 40, "num_heads": 16, "mlp_dim": 6144, "patch_size": 14}
 
 
 def pretrain_videomae_small_patch16_224() -> VideoMAE:
@@ -325,13 +327,13 @@ def vit_giant_patch14_224(num_classes: int, drop_path: float = 0.3, head_dropout
 
 def vit_giant_patch14_266_64f(num_classes: int, drop_path: float = 0.3, head_dropout: float = 0.0) -> VideoClassifier:
     """ViT-g on 64 frames of 266 px (the abstract's 90.0 on K400), with the positions of 16 x 224 interpolated."""
-    larger = {"num_frames": 64, "image_size": 266, "pretrained_grid": (8, 16, 16)}
+    larger: dict[str, Any] = {"num_frames": 64, "image_size": 266, "pretrained_grid": (8, 16, 16)}
     return VideoClassifier(**_GIANT, **larger, num_classes=num_classes, drop_path=drop_path, head_dropout=head_dropout)
 
 
 # Not published: the size of the claims at small scale, for 8 x 32 x 32 grey clips (4 x 4 x 4 = 64 cubes).
-_TINY = {"dim": 64, "depth": 3, "num_heads": 2, "mlp_dim": 256, "patch_size": 8}
-_DIGITS = {"num_frames": 8, "image_size": 32, "in_channels": 1}
+_TINY: dict[str, Any] = {"dim": 64, "depth": 3, "num_heads": 2, "mlp_dim": 256, "patch_size": 8}
+_DIGITS: dict[str, Any] = {"num_frames": 8, "image_size": 32, "in_channels": 1}
 
 
 def pretrain_videomae_tiny_patch8_32() -> VideoMAE:

@@ -87,10 +87,8 @@ class Pretraining(L.LightningModule):
         log_skipped(self, batch)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = adamw(
-            self, lr=self.lr, weight_decay=self.weight_decay, betas=tuple(self.betas), no_decay=("mask_token",)
-        )
+    def configure_optimizers(self) -> Any:
+        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, no_decay=("mask_token",))
         total = int(self.trainer.estimated_stepping_batches)
         return schedule(optimizer, "cosine", warmup=int(self.warmup * total), total=total, floor=self.min_lr / self.lr)
 
@@ -154,7 +152,8 @@ class FineTuning(L.LightningModule):
         logits, label, index, view = (torch.cat(parts) for parts in zip(*self.scores))
         self.scores.clear()
         if self.trainer.world_size > 1:
-            logits, label, index, view = (self.all_gather(x).flatten(0, 1) for x in (logits, label, index, view))
+            gathered: list[Any] = [self.all_gather(x) for x in (logits, label, index, view)]
+            logits, label, index, view = (x.flatten(0, 1) for x in gathered)
         for name, value in multi_view_accuracy(logits, label, index, view).items():
             self.log(f"val/{name}", value, prog_bar=name == "top1")
 
@@ -163,13 +162,13 @@ class FineTuning(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         depth = len(self.model.encoder.blocks)
         optimizer = adamw(
             self,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            betas=tuple(self.betas),
+            betas=self.betas,
             layer_decay=self.layer_decay,
             layer_id=lambda name: layer_id(name.removeprefix("model."), depth),
         )
