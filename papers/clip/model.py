@@ -296,12 +296,13 @@ def clip_vit_l14_336() -> CLIP:
     return _vit(336, 14, 1024, 24, 768, 768)
 
 
-def small_image_tower(embed_dim: int = 128) -> VisionTransformer:
-    """The image tower of the `cpu` claims: 32 px, patch 8 (17 tokens), width 128, 4 layers."""
-    return VisionTransformer(image_size=32, patch_size=8, dim=128, depth=4, embed_dim=embed_dim)
+def small_image_tower(embed_dim: int = 64) -> VisionTransformer:
+    """The image tower of the `cpu` claims: 32 px, patch 8 (17 tokens), width 64 in 4 heads, 2 layers."""
+    return VisionTransformer(image_size=32, patch_size=8, dim=64, depth=2, num_heads=4, embed_dim=embed_dim)
 
 
-def clip_small(vocab_size: int, context_length: int = 20, embed_dim: int = 128) -> CLIP:
-    """The model of the `cpu` claims: small_image_tower and a text tower of width 128 with 2 layers."""
-    text = TextTransformer(dim=128, depth=2, embed_dim=embed_dim, vocab_size=vocab_size, context_length=context_length)
+def clip_small(vocab_size: int, context_length: int = 20, embed_dim: int = 64) -> CLIP:
+    """The model of the `cpu` claims: small_image_tower and a text tower of the same width and depth."""
+    sizes = {"dim": 64, "depth": 2, "num_heads": 4}
+    text = TextTransformer(**sizes, embed_dim=embed_dim, vocab_size=vocab_size, context_length=context_length)
     return CLIP(small_image_tower(embed_dim), text)
