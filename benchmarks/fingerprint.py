@@ -134,17 +134,12 @@ class _Code:
         if file is None:
             return
         parts = self.cache[file]["parts"]
-        if name is None or (name not in parts and self.file(f"{module}.{name}") is None):
-            chosen = list(parts)
-        else:
-            chosen = [part for part in (name, "") if part in parts]
+        chosen = [part for part in (name, "") if part in parts] if name is not None and name in parts else list(parts)
         for part in chosen:
             if parts[part]["hash"]:
                 yield (module, part), parts[part]
             else:  # an imported name: go where it leads, hash nothing here
                 yield from self.through_import(module, parts[part])
-        if name is not None and name not in parts:
-            yield from self.follow(f"{module}.{name}", None)
 
     def through_import(self, module: str, part: dict) -> Iterator[tuple[tuple[str, str], dict]]:
         for target in self.targets(module, part):

@@ -65,6 +65,13 @@ def test_facts_json_has_exactly_the_promised_form(tree):
         {"paper": "toy", "id": "two", "quantity": "value", "reported": 2, "computed": 2, "verdict": "match"}
     ]
     assert json.loads(tree.encore("list", "--json").stdout)[0]["facts"] == {"match": 1, "total": 1}
+    rows = {row["id"]: row for row in json.loads(tree.encore("show", "toy", "--json").stdout)["rows"]}
+    assert (rows["row-fact"]["verdict"], rows["row-fact"]["ours"]) == ("verified", 2)
+    assert [rows[f"row-{name}"]["verdict"] for name in ("claim", "measured", "recipe")] == [
+        "missing",
+        "not run",
+        "recipe",
+    ]
     tree.edit("return 2", "return 3", "papers/toy/model.py")
     assert recorded(load_one("toy"))[0].verdict == "not computed", "a record of other code must not count"
 

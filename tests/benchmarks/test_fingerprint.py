@@ -139,7 +139,7 @@ def test_config_hash_covers_entry_and_data_but_not_the_statement(tree):
     before = fingerprint.claim_config(catalog.load_one("toy").claims[0])
     tree.edit("statement: the method is better", "statement: it is better")
     assert fingerprint.claim_config(catalog.load_one("toy").claims[0]) == before
-    tree.edit("data: generated\n    entry", "data: [generated, other]\n    entry")
+    tree.edit("data: generated\n    entry", "data: [generated, sst2]\n    entry")
     assert fingerprint.claim_config(catalog.load_one("toy").claims[0]) != before
 
 
