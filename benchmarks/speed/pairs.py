@@ -6,7 +6,7 @@ come from the public class through a directory in the hub's format, so both side
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,8 @@ def vit_b16(side: Side, folder: Path, batch: int = 4) -> Step:
 
     images, labels = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
     if side == "ours":
-        model: nn.Module = vit_base_patch16_224()
-        load_hub_vit(model, folder)  # type: ignore[arg-type]
+        model: Any = vit_base_patch16_224()
+        load_hub_vit(model, folder)
         return training_step(model, lambda: F.cross_entropy(model(images), labels))
     config = ViTConfig(num_labels=1000, layer_norm_eps=1e-6, hidden_dropout_prob=0.0)
     model = ViTForImageClassification(config)
@@ -58,10 +58,10 @@ def clip_vit_b32(side: Side, folder: Path, batch: int = 8) -> Step:
 
     images, tokens = torch.randn(batch, 3, 224, 224), captions(batch)
     if side == "ours":
-        model: nn.Module = from_hub(folder)
+        model: Any = from_hub(folder)
         return training_step(
             model,
-            lambda: info_nce(model.encode_image(images), model.encode_text(tokens), model.scale),  # type: ignore[operator, arg-type]
+            lambda: info_nce(model.encode_image(images), model.encode_text(tokens), model.scale),
         )
     config = CLIPConfig()
     config.text_config.eos_token_id = 49407
@@ -82,8 +82,8 @@ def bart_base(side: Side, folder: Path, batch: int = 4) -> Step:
 
     source, target = documents(batch, 0.85), documents(batch, 1.0)
     if side == "ours":
-        model = load(folder)
-        return training_step(model, lambda: model.loss(source, target))  # type: ignore[operator]
+        model: Any = load(folder)
+        return training_step(model, lambda: model.loss(source, target))
     config = BartConfig(
         d_model=768, encoder_layers=6, decoder_layers=6, encoder_attention_heads=12, decoder_attention_heads=12,
         encoder_ffn_dim=3072, decoder_ffn_dim=3072, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
@@ -128,12 +128,12 @@ PAIRS: dict[str, Callable[..., Step]] = {
 }
 
 
-def save_once(model: nn.Module, folder: Path) -> None:
+def save_once(model: Any, folder: Path) -> None:
     """Leave the weights for the other side, unless they are there already; then take them."""
     if (folder / "model.safetensors").exists():
-        model.load_state_dict(type(model).from_pretrained(folder).state_dict())  # type: ignore[attr-defined]
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
     else:
-        model.save_pretrained(folder)  # type: ignore[operator]
+        model.save_pretrained(folder)
 
 
 def captions(batch: int) -> Tensor:
