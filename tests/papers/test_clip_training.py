@@ -254,8 +254,8 @@ def losses(folder: Path) -> list[float]:
 def test_the_smoke_config_trains_and_validates(tmp_path):
     trained = cli(["fit", "--config", str(CONFIGS / "smoke.yaml"), "--trainer.default_root_dir", str(tmp_path)])
     curve = losses(tmp_path)
-    assert len(curve) == 16
-    assert sum(curve[-4:]) < sum(curve[:4]) - 0.2
+    assert len(curve) == 24
+    assert max(curve[-3:]) < 0.8 * math.log(16)  # better than not knowing which caption belongs to which image
     assert 0 <= trained.trainer.callback_metrics["val/zero_shot_top1"] <= 100
     assert (tmp_path / "last.ckpt").exists()
 
