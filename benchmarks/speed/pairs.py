@@ -43,7 +43,8 @@ def vit_b16(side: Side, folder: Path, batch: int = 4) -> Step:
         model: Any = vit_base_patch16_224()
         load_hub_vit(model, folder)
         return training_step(model, lambda: F.cross_entropy(model(images), labels))
-    config = ViTConfig(num_labels=1000, layer_norm_eps=1e-6, hidden_dropout_prob=0.0)
+    config = ViTConfig(layer_norm_eps=1e-6, hidden_dropout_prob=0.0)
+    config.num_labels = 1000
     model = ViTForImageClassification(config)
     save_once(model, folder)
     return training_step(model, lambda: F.cross_entropy(model(pixel_values=images).logits, labels))
@@ -63,7 +64,7 @@ def clip_vit_b32(side: Side, folder: Path, batch: int = 8) -> Step:
             model,
             lambda: info_nce(model.encode_image(images), model.encode_text(tokens), model.scale),
         )
-    config = CLIPConfig()
+    config: Any = CLIPConfig()
     config.text_config.eos_token_id = 49407
     model = CLIPModel(config)
     save_once(model, folder)
