@@ -68,7 +68,11 @@ def test_answer_tokens_cover_the_answer_and_read_back_as_it(tokenizer, text):
 
 
 def test_answers_behind_the_cut_are_left_out_and_unanswerable_questions_point_to_the_start(tokenizer):
-    assert make_question(tokenizer, "Where?", CONTEXT, answer("warm sun"), 24) is None
+    lengths = range(12, 96)
+    made = [make_question(tokenizer, "Where?", CONTEXT, answer("warm sun"), length) for length in lengths]
+    assert made[0] is None
+    assert made[-1] is not None
+    assert all(q is None or "warm sun" in q.text(q.start, q.end) for q in made)
     cut = make_question(tokenizer, "What?", CONTEXT, answer("old"), 24)
     assert len(cut.ids) == 24
     assert cut.ids[-1] == 2
@@ -92,6 +96,7 @@ def test_the_best_span_is_read_from_the_context_only_and_nothing_where_the_start
     scores = torch.zeros(*batch.ids.shape, 2)
     rows = torch.arange(4)
     scores[rows, batch.start, 0] = scores[rows, batch.end, 1] = 5.0
+    scores[[0, 1, 3], 0] = torch.tensor([50.0, -100.0])  # <s> may stand for "no answer", never for an answer's start
     scores[:, 1] = 99.0  # a question's token never is an answer
     module.model.forward = lambda _: scores
     assert module.answers(batch) == ["old river", "two dogs", "", "under the warm sun"]
@@ -117,6 +122,8 @@ def test_question_answering_trains_and_reports_exact_match_and_f1(folder):
 def test_translation_trains_its_new_parts_first_then_everything_and_measures_bleu(folder):
     paths = [str(folder / "wmt"), str(folder / "tokenizer"), str(folder / "tokenizer")]
     data = Parallel(*paths, batch_size=2)
+    data.setup()
+    assert [data.tokenizer.decode(row) for row in data.train[0]] == ["raul curge", "The old river ran."]
     sizes = TINY | {"source_vocab_size": 300, "source_depth": 1, "total_steps": 4, "dropout": 0.0}
     module = Translation(**sizes, new_parts_steps=2, attention_dropout=0.0, decoding=Decoding(beam=2, max_length=8))
     before = copy.deepcopy(module.model.state_dict())
@@ -129,7 +136,7 @@ def test_translation_trains_its_new_parts_first_then_everything_and_measures_ble
         "bart.encoder.blocks.layers.0.attn.qkv.bias",
     }
     assert "source_tokens.weight" in changed
-    trainer = quiet_trainer(3)
+    trainer = quiet_trainer(1)
     module.new_parts_steps = 0
     trainer.fit(module, data)
     later = {name for name, value in module.model.state_dict().items() if not torch.equal(value, before[name])}
