@@ -37,7 +37,10 @@ MELS, FRAMES, PATCH = 64, 128, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a scale. Steps are optimizer steps of `batch_size` crops of 1.28 s."""
+    """Sizes of a scale. Steps are optimizer steps of `batch_size` crops of 1.28 s.
+
+    At `cpu` tokenizer and encoder take the same number, as in the paper's recipe (400k each).
+    """
 
     dim: int
     depth: int
@@ -71,7 +74,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(dim=32, depth=1, num_codes=16, encoder_steps=4, tokenizer_steps=4, batch_size=8),
-    "cpu": Plan(dim=64, depth=3, num_codes=128, encoder_steps=130, tokenizer_steps=65, batch_size=32),
+    "cpu": Plan(dim=64, depth=3, num_codes=128, encoder_steps=130, tokenizer_steps=130, batch_size=32),
     "gpu": Plan(dim=192, depth=6, num_codes=256, encoder_steps=4000, tokenizer_steps=2000, batch_size=256),
 }
 
