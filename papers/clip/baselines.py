@@ -38,7 +38,8 @@ class BagOfWordsModule(Pretraining):
         """How well prompts, bags (C, W), describe images: the sum of their words' log-probabilities, (B, C).
 
         rule "mean" divides by the number of words, so that long names are not punished; "lift" sums log p(word | image)
-        - log prior(word), so that frequent words are not favoured.
+        - log prior(word), so that frequent words are not favoured. A prompt without a known word scores -inf: an empty sum
+        of negative terms would win everywhere.
         """
         log_p = self.log_probabilities(images)
         if rule == "lift":
@@ -47,7 +48,7 @@ class BagOfWordsModule(Pretraining):
         weights = prompts.float()
         if rule == "mean":
             weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        return log_p @ weights.T
+        return (log_p @ weights.T).masked_fill(~prompts.any(dim=1), float("-inf"))
 
 
 class CaptionModule(Pretraining):

@@ -22,7 +22,7 @@ from papers.clip.model import clip_small, small_image_tower
 from papers.clip.module import CLIPModule
 from papers.clip.zero_shot import zero_shot_classifier
 
-CONTRASTIVE_STEPS = {"smoke": 4, "cpu": 500}
+CONTRASTIVE_STEPS = {"smoke": 4, "cpu": 1500}
 LEARNING_RATE = 3e-3
 BATCH = {"smoke": 16, "cpu": 64}
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}

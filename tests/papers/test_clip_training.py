@@ -157,9 +157,15 @@ def test_bag_of_words_loss_is_the_cross_entropy_to_the_words_of_the_caption(batc
     torch.testing.assert_close(scores[:, 0], log_p[:, 1] + log_p[:, 2])
     torch.testing.assert_close(scores[:, 1], log_p[:, 4])
     torch.testing.assert_close(module.scores(batch["image"], prompts, "mean")[:, 0], scores[:, 0] / 2)
+    nothing_known = torch.cat([prompts, torch.zeros(1, 7, dtype=torch.bool)])
+    for rule in ("sum", "mean"):  # an empty sum of negative terms must not win
+        assert (module.scores(batch["image"], nothing_known, rule).argmax(dim=1) < 2).all()
     prior = torch.arange(1.0, 8.0) / 28
     lift = module.scores(batch["image"], prompts, "lift", prior)
     torch.testing.assert_close(lift[:, 0], scores[:, 0] - math.log(2 / 28) - math.log(3 / 28))
+    unknown = torch.cat([torch.zeros(1, 7, dtype=torch.bool), prompts])
+    for rule in ("sum", "mean", "lift"):  # a name of which no word is known must not win by an empty sum
+        assert (module.scores(batch["image"], unknown, rule, prior).argmax(dim=1) > 0).all()
 
 
 def test_caption_likelihood_is_the_product_over_the_next_tokens_and_ignores_padding(batch):
