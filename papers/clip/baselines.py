@@ -38,8 +38,8 @@ class BagOfWordsModule(Pretraining):
         """How well prompts, bags (C, W), describe images: the sum of their words' log-probabilities, (B, C).
 
         rule "mean" divides by the number of words, so that long names are not punished; "lift" sums log p(word | image)
-        - log prior(word), so that frequent words are not favoured. A prompt without a known word scores -inf: an empty sum
-        of negative terms would win everywhere.
+        - log prior(word), so that frequent words are not favoured. A prompt without a known word scores -inf: an empty
+        sum of negative terms would win everywhere.
         """
         log_p = self.log_probabilities(images)
         if rule == "lift":
