@@ -300,3 +300,19 @@ def test_the_cpu_config_is_what_claim_2_trains():
     assert data["batch_size"] == recipe.batch_size
     module = GeneratedProblems(**data)
     assert module.train.sizes == (5, 12)
+
+
+def test_measured_solver_lengths_are_means_over_the_same_sets_for_every_solver(tmp_path):
+    from common.training.run import Run
+    from papers.pointer_networks.measurements import solver_lengths
+
+    def lengths(arm):
+        return solver_lengths(Run("pointer_networks", "m", arm, 0, "smoke", tmp_path / arm))
+
+    optimal, greedy = lengths("optimal"), lengths("a1")
+    sets = points(20, 10, seed=2**40 + 10)
+    assert optimal["length_10"] == pytest.approx(g.tour_length(sets, g.held_karp(sets)).mean())
+    assert greedy["length_10"] == pytest.approx(g.tour_length(sets, solvers.a1(sets)).mean())
+    assert optimal["length_5"] <= greedy["length_5"]
+    with pytest.raises(EncoreError, match="unknown solver 'a4'"):
+        lengths("a4")
