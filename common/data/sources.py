@@ -209,6 +209,56 @@ _SOURCES = (
             "omniglot/evaluation.parquet": File("42a8c8bea11f1598347b5e4d7cd1d473571b226201969451bfcbbf4d441d642a"),
         },
     ),
+    Source(
+        name="emodb",
+        description="Berlin emotional speech at 16 kHz: audio, emotion, speaker, text_code, duration, phone_end, phone",
+        licence="none stated",
+        home="https://github.com/zhufeiyao/Berlin-Database-of-Emotional-Speech_2020",
+        files={
+            "emodb/all.parquet": File("5375c13b22986a6624afc1fbfd284aa8bdc301cf89b522f1ff04abf683070b19"),
+        },
+    ),
+    Source(
+        name="cranfield",
+        description="Cranfield collection, 1,400 abstracts on aerodynamics and 225 queries: corpus, queries, qrels",
+        licence="research use",
+        home="https://github.com/oussbenk/cranfield-trec-dataset",
+        files={
+            "cranfield/corpus.parquet": File("caa55bb4c0741d6add52f59ed41b7deb98a176a8dd34025fdc2ff201337ca651"),
+            "cranfield/queries.parquet": File("41155835e48c0ce3b078869e243641bd175ad8aeb8a087447e9ed3d1d5f42f32"),
+            "cranfield/qrels.parquet": File("1deb65e29e0ce4b3abc61ba5796a18c8d74c535ec9a1491f1ecae2adab1cf8bf"),
+        },
+    ),
+    Source(
+        name="generation_eval",
+        description="human-judged generated text, 12 sets: doc_id, system, source, references, hypothesis, scores",
+        licence="Apache-2.0 (repository); texts as in their homes",
+        home="https://github.com/neulab/BARTScore",
+        files={
+            "generation_eval/bagel.parquet": File("8584393342dfa6e4937a51bb33d74b0ea5df147906a930ed624983e31327cac8"),
+            "generation_eval/sfhot.parquet": File("30bcf5442a97a0580aeb5562c83886a14d23532de7d56092aeaf362939019405"),
+            "generation_eval/sfres.parquet": File("bc51e3844b779b288275f771d6d2ccd562be887da69f0f9b1ae22bdc32bf320e"),
+            "generation_eval/newsroom.parquet": File(
+                "9a73b7dbf2a053c1df21999c49e10414b36a5fdfe5a0cfc763318e6f2cdfa456"
+            ),
+            "generation_eval/realsumm.parquet": File(
+                "dd74c61ab59bf52255095a8cb0044794a2aedb42ebaf49385a2f16bbc13f3144"
+            ),
+            "generation_eval/summeval.parquet": File(
+                "fc5738b3e10cc21bd334750c0c8a1591d56af34d94641ba8aa7b1859a65530ce"
+            ),
+            "generation_eval/qags_cnn.parquet": File(
+                "e43076dc4bb6c3179de8d6ecd8e101b271cf573e9ab6c6a33fc6b52511b1e5fe"
+            ),
+            "generation_eval/qags_xsum.parquet": File(
+                "e176b803339a16dd3ac677ee5c77932c51416adbede0d6b0df2a6660435f5f63"
+            ),
+            "generation_eval/rank19.parquet": File("d8bc60ebf1d98b54d7166b5e32cb96b430f4231e484c202802f8bb1a15e8461a"),
+            "generation_eval/kk_en.parquet": File("4190cdf6d54b92c53ba18f3a7d54637b2880d658619761476a1b58e9f0ff4b48"),
+            "generation_eval/gu_en.parquet": File("a0d24a8fe3d6219ca2b24ca49518015ac5c8b1e239ad21a0813539743217217d"),
+            "generation_eval/lt_en.parquet": File("c81bc39641bf7d5273b1945914bc859afe37074ab787644dc75ac66488b50e09"),
+        },
+    ),
 )
 _BY_NAME = {source.name: source for source in _SOURCES}
 
