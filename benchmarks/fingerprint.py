@@ -2,10 +2,12 @@
 
 Code is followed name by name through static imports of papers.* and common.*: from the entry function to the functions,
 classes and constants it names, to those they name, and so on; `from common.layers import X` leads through the package's
-__init__ to the file that defines X. What is hashed is the syntax tree without docstrings, so comments and formatting do
-not matter, nor does code nobody reaches. Statements of a module that are neither definitions nor imports always count.
-A method is part of its class. Where a name cannot be resolved (a module handed around, `import *`) all of it counts.
-Nothing is imported, so this is quick and needs no torch.
+__init__ to the file that defines X. Where a name lives does not count, only what it is: code may move into common/.
+What is hashed is the syntax tree without docstrings, so comments and formatting do not matter, nor does code nobody
+reaches. Statements of a module that are neither definitions nor imports always count. A method is part of its class.
+Where a name cannot be resolved (a module handed around, `import *`) all of it counts. The catalogue of data sources does
+not: a new source changes no result, and the data a claim reads are held to their checksums. Nothing is imported, so this
+is quick and needs no torch.
 """
 
 import ast
@@ -20,6 +22,7 @@ from benchmarks.files import DerivedCache, digest
 from benchmarks.schema import Experiment, Fact
 
 HOUSE = ("papers", "common")
+FINDS_FILES = ("common.data.sources", "common.data.download")  # what the files hold is in data_checksums
 IGNORED_FIELDS = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 Symbol = tuple[str, str | None]  # (module, name); name None = the whole module
@@ -81,7 +84,7 @@ class _Code:
         self.cache = DerivedCache("fingerprint", describe)
         self.answers: dict[tuple[str, str], str] = {}
         self.files: dict[str, Path | None] = {}
-        self.steps: dict[Symbol, tuple[dict[str, str], list[Symbol]]] = {}
+        self.steps: dict[Symbol, tuple[set[str], list[Symbol]]] = {}
 
     @staticmethod
     @cache
@@ -90,7 +93,7 @@ class _Code:
 
     def fingerprint(self, module: str, name: str) -> str:
         if (module, name) not in self.answers:
-            hashes: dict[str, str] = {}
+            hashes: set[str] = set()
             seen: set[Symbol] = set()
             queue: list[Symbol] = [(module, name)]
             while queue:
@@ -103,24 +106,27 @@ class _Code:
                 own, leads_to = self.steps[symbol]
                 hashes |= own
                 queue += leads_to
-            self.answers[module, name] = digest(hashes)
+            self.answers[module, name] = digest(sorted(hashes))
             self.cache.save()
         return self.answers[module, name]
 
-    def step(self, symbol: Symbol) -> tuple[dict[str, str], list[Symbol]]:
-        """({what the symbol brings in: its hash}, the symbols that names in turn)."""
-        hashes: dict[str, str] = {}
+    def step(self, symbol: Symbol) -> tuple[set[str], list[Symbol]]:
+        """({name and hash of what the symbol brings in}, the symbols that names in turn).
+
+        Modules are not part of it: what moves unchanged, say into common/ when its second user arrives, stays the same.
+        """
+        hashes: set[str] = set()
         leads_to: list[Symbol] = []
         for (module, name), part in self.follow(*symbol):
-            hashes[f"{module}:{name}"] = part["hash"]
+            hashes.add(f"{name} {part['hash']}")
             leads_to += self.targets(module, part)
             if part["yaml"]:
                 hashes |= self.configs(module, part)
         return hashes, leads_to
 
     def file(self, module: str) -> Path | None:
-        """The source file of a module of the house."""
-        if module.split(".")[0] not in HOUSE:
+        """The source file of a module of the house, None when it is not one whose code counts."""
+        if module.split(".")[0] not in HOUSE or module in FINDS_FILES:
             return None
         if module not in self.files:
             base = self.root.joinpath(*module.split("."))
@@ -170,11 +176,11 @@ class _Code:
                 return ".".join(steps[:length]), (rest[0] if rest and rest[0] != "*" else None)
         return None
 
-    def configs(self, module: str, part: dict) -> dict[str, str]:
-        """Hashes of the yaml files a part names in a string: those of its paper's configs/ folder."""
+    def configs(self, module: str, part: dict) -> set[str]:
+        """Names and hashes of the yaml files a part names in a string: those of its paper's configs/ folder."""
         folder = self.root.joinpath(*module.split(".")[:2]) / "configs"
         files = [folder / Path(name).name for name in part["yaml"]]
-        return {f"configs/{file.name}": digest(file.read_bytes()) for file in files if file.is_file()}
+        return {f"configs/{file.name} {digest(file.read_bytes())}" for file in files if file.is_file()}
 
 
 def describe(file: Path) -> dict[str, Any]:

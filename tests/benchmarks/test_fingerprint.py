@@ -71,6 +71,33 @@ def test_the_hash_ignores_comments_docstrings_formatting_and_unreached_code(tree
     assert code() == before
 
 
+def test_the_hash_does_not_count_the_catalogue_of_data_sources(tree, code):
+    tree.write("common/data/__init__.py", "")
+    tree.write("common/data/sources.py", "SOURCES = ['a']\n\n\ndef locate(name):\n    return SOURCES\n")
+    tree.edit("import math\n", "import math\n\nfrom common.data import sources\n", "common/layers/block.py")
+    tree.edit("return x * WIDTH", "return x * WIDTH * len(sources.locate('a'))", "common/layers/block.py")
+    before = code()
+    tree.edit("['a']", "['a', 'b']", "common/data/sources.py")
+    assert code() == before
+
+
+def test_the_hash_stays_when_a_function_moves_unchanged_to_another_module(tree, code):
+    before = code()
+    helper = BLOCK[BLOCK.index("def helper") :]
+    tree.write("common/help.py", f"WIDTH = 3\n\n\n{helper}")
+    tree.edit(f"\n\n{helper}", "", "common/layers/block.py")
+    tree.edit("WIDTH = 3\n", "", "common/layers/block.py")
+    tree.edit(
+        "from common import numbers\n",
+        "from common import numbers\nfrom common.help import helper\n",
+        "common/layers/block.py",
+    )
+    tree.edit("from .block import helper\n", "from common.help import helper\n", "common/layers/__init__.py")
+    assert code() == before
+    tree.edit("x * WIDTH", "x + WIDTH", "common/help.py")
+    assert code() != before
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
