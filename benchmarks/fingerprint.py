@@ -5,9 +5,9 @@ classes and constants it names, to those they name, and so on; `from common.laye
 __init__ to the file that defines X. Where a name lives does not count, only what it is: code may move into common/.
 What is hashed is the syntax tree without docstrings, so comments and formatting do not matter, nor does code nobody
 reaches. Statements of a module that are neither definitions nor imports always count. A method is part of its class.
-Where a name cannot be resolved (a module handed around, `import *`) all of it counts. The catalogue of data sources does
-not: a new source changes no result, and the data a claim reads are held to their checksums. Nothing is imported, so this
-is quick and needs no torch.
+Where a name cannot be resolved (a module handed around, `import *`) all of it counts. The catalogue of data sources
+does not: a new source changes no result, and the data a claim reads are held to their checksums. Nothing is imported, so
+this is quick and needs no torch.
 """
 
 import ast

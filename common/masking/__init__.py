@@ -1,4 +1,4 @@
-"""Random masks over tokens, and dropping and putting back tokens (MAE, He et al. 2022, Sec. 3)."""
+"""Random masks over tokens, dropping and putting back tokens (MAE, He et al. 2022, Sec. 3), masked words (BERT)."""
 
 import torch
 from torch import Tensor
@@ -31,3 +31,28 @@ def put_tokens(kept: Tensor, keep: Tensor, fill: Tensor | float = 0.0) -> Tensor
     full = fill.expand(*keep.shape, kept.shape[-1]).clone()
     full[keep] = kept.flatten(0, 1)
     return full
+
+
+def mlm_mask(
+    tokens: Tensor,
+    eligible: Tensor,
+    *,
+    ratio: float,
+    mask_id: int,
+    vocab_size: int,
+    words: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """BERT's masked-word corruption (Devlin et al. 2019, Sec. 3.1).
+
+    tokens: (B, N) ids; eligible: (B, N) bool, False at special tokens and padding, which are never chosen. Every
+    eligible token is chosen with probability `ratio`; of the chosen 80 % become mask_id, 10 % a random id, 10 % stay.
+    words: (B, N) index of the word a token belongs to, within its row; given, the tokens of a word are chosen together.
+
+    Returns (inputs, labels), (B, N) each; labels hold the original id at chosen positions and -100 elsewhere.
+    """
+    draw = torch.rand(tokens.shape, device=tokens.device)
+    chosen = eligible & ((draw if words is None else draw.gather(1, words)) < ratio)
+    kind = torch.rand(tokens.shape, device=tokens.device)
+    inputs = tokens.masked_fill(chosen & (kind < 0.8), mask_id)
+    inputs = torch.where(chosen & (kind >= 0.9), torch.randint_like(tokens, vocab_size), inputs)
+    return inputs, tokens.masked_fill(~chosen, -100)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from common.errors import EncoreError
 from common.layers import LayerCache, Transformer, key_padding_mask
+from common.layers.init import init_weights
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 POSITION_OFFSET = 2  # the first token uses row 2 of the position table, a relic of fairseq's padding index 1
@@ -259,18 +260,6 @@ class BARTTranslator(nn.Module):
     def train_everything(self) -> None:
         """Phase two: all parameters, for a small number of steps."""
         self.requires_grad_(True)
-
-
-def init_weights(root: nn.Module, std: float) -> None:
-    """BERT's initialisation: N(0, std) for linear and embedding weights, zero biases, zero padding row."""
-    for module in root.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            with torch.no_grad():
-                module.weight[module.padding_idx].zero_()
 
 
 def set_dropout(root: nn.Module, p: float) -> None:

@@ -1,0 +1,16 @@
+"""Initialisation shared by the text encoders."""
+
+import torch
+from torch import nn
+
+
+def init_weights(root: nn.Module, std: float) -> None:
+    """BERT's initialisation: N(0, std) for linear and embedding weights, zero biases, zero padding row."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
