@@ -2,7 +2,6 @@
 PYTHON ?= python3
 PAPER ?=
 SCALE ?= cpu
-ENGINE ?= local
 ARGS ?=
 
 BIN := .venv/bin
@@ -31,7 +30,7 @@ $(READY): requirements.lock pyproject.toml .tools/bin/uv
 	@touch $@
 
 reproduce: $(READY) ## reported against ours for PAPER (default pointer_networks; all) at SCALE (cpu)
-	@$(ENCORE) reproduce $(PAPERS) --scale $(SCALE) --engine $(ENGINE) $(ARGS)
+	@$(ENCORE) reproduce $(PAPERS) --scale $(SCALE) $(ARGS)
 
 test: lint types ## lint, types, tests (PAPER=clip: that paper's tests)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(TESTS) $(ARGS)

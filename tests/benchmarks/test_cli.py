@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 
@@ -196,3 +197,30 @@ def test_facts_of_an_unfinished_paper_are_errors_not_a_crash(tree):
     assert done.returncode == 1
     assert "0 of 1 facts match" in done.stdout
     assert "RuntimeError: half written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["reproduce"],
+        ["reproduce", "PAPER=clip", "SCALE=smoke", "ARGS=--seeds 0,1 --measurements"],
+        ["facts"],
+        ["facts", "PAPER=clip"],
+        ["report"],
+        ["readme"],
+    ],
+)
+def test_the_makefile_calls_commands_that_exist(arguments):
+    """Parses the command line a target would run; nothing is run."""
+    import typer
+
+    from benchmarks.cli import app
+
+    recipe = subprocess.run(
+        ["make", "--always-make", "--dry-run", "--no-print-directory", *arguments],
+        cwd=paths.REPOSITORY, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    (line,) = [line for line in recipe.splitlines() if line.startswith(".venv/bin/encore")]
+    name, *options = shlex.split(line)[1:]
+    group = typer.main.get_command(app)
+    group.commands[name].make_context(name, options)  # a usage error would raise
