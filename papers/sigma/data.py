@@ -1,0 +1,156 @@
+"""Data: videos in the authors' list format, and clips with object masks (DAVIS, YouTube-VOS).
+
+Randomness (frames, crops, masks) comes from torch's global generator, which the training loader seeds per batch.
+Labelled videos and moving digits come from VideoMAE V2's data modules.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as TF
+
+from common.errors import EncoreError
+from common.training.loader import train_loader
+from papers.videomae_v2.data import MaskCollate, OnBad, PretrainingClips, standardise
+from papers.videomae_v2.masking import DualMasking
+from papers.videomae_v2.video_lists import Entry, read_label_list, require_frames, segments
+
+Sample = dict[str, Tensor]
+
+
+def read_video_list(path: str | Path, root: str | Path = "") -> list[Entry]:
+    """`video label` lines; the label is not used, and a name without extension means an .mp4 file."""
+    entries = read_label_list(path, root)
+    folders = [entry for entry in entries if entry.frames >= 0]
+    if folders:
+        raise EncoreError(f"{path}: {folders[0].path} is listed as a frame folder; this list takes video files")
+    return [entry if entry.path.suffix else replace(entry, path=entry.path.with_suffix(".mp4")) for entry in entries]
+
+
+class PretrainingVideos(L.LightningDataModule):
+    """Random clips of listed videos, one multi-scale crop each, with tube masks. batch_size counts clips a process.
+
+    Batches: video (B, 3, T, S, S), hidden (B, N) bool, skipped (bad videos that were replaced).
+    """
+
+    def __init__(
+        self,
+        train_list: str,
+        *,
+        root: str = "",
+        batch_size: int = 32,
+        num_frames: int = 16,
+        stride: int = 4,
+        image_size: int = 224,
+        patch_size: int = 16,
+        tubelet_size: int = 2,
+        mask_ratio: float = 0.9,
+        on_bad: OnBad = "skip",
+        num_workers: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dataset = PretrainingClips(
+            read_video_list(train_list, root),
+            num_frames=num_frames,
+            stride=stride,
+            image_size=image_size,
+            repeats=1,
+            strides={},
+            templates={},
+            on_bad=on_bad,
+        )
+        side = image_size // patch_size
+        grid = (num_frames // tubelet_size, side, side)
+        self.collate = MaskCollate(DualMasking(grid, encoder_ratio=mask_ratio, decoder="none"))
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+
+    def train_dataloader(self) -> DataLoader:
+        return train_loader(
+            self.dataset,
+            self.batch_size,
+            seed=self.seed,
+            trainer=self.trainer,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+        )
+
+
+def open_image(path: Path, mode: str | None = None) -> np.ndarray:
+    """Pixels of an image file; without `mode` a palette image keeps its indices (the objects' numbers)."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image if mode is None else image.convert(mode))
+    except (OSError, UnidentifiedImageError) as error:
+        raise EncoreError(f"{path}: cannot be read as an image ({error}); fetch the data set again") from error
+
+
+class ObjectClips(Dataset[Sample]):
+    """One clip a sequence: video (3, T, S, S) standardised, mask (T, S, S) int64, 0 = background.
+
+    The T frames lie in the middle of T equal parts of the sequence. Frames and masks are squeezed to S x S.
+    """
+
+    def __init__(self, root: Path, images: str, masks: str, sequences: list[str], num_frames: int, size: int) -> None:
+        self.images, self.masks, self.sequences = root / images, root / masks, sequences
+        self.num_frames, self.size = num_frames, size
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.sequences[index]
+        files = sorted((self.masks / name).glob("*.png"))
+        require_frames(Entry(self.masks / name, 0, len(files)), len(files), self.num_frames)
+        middle = len(files) // self.num_frames // 2
+        chosen = [files[i] for i in segments(len(files), self.num_frames, [middle] * self.num_frames)]
+        frames = [open_image(self.images / name / f"{file.stem}.jpg", "RGB") for file in chosen]
+        objects = [open_image(file) for file in chosen]
+        clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        mask = torch.from_numpy(np.stack(objects))
+        if mask.dim() != 3:
+            raise EncoreError(f"{chosen[0]}: a mask needs one number a pixel (palette or grey), not {mask.shape[3:]}")
+        square = [self.size, self.size]
+        return {
+            "video": standardise(TF.resize(clip, square, antialias=True)),
+            "mask": TF.resize(mask, square, TF.InterpolationMode.NEAREST).long(),
+        }
+
+
+class ObjectVideos(L.LightningDataModule):
+    """DAVIS or YouTube-VOS: root/images/<sequence>/<frame>.jpg, root/masks/<sequence>/<frame>.png with object numbers.
+
+    sequences: file below root with one name a line (DAVIS: ImageSets/2017/val.txt). For `test` only.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        sequences: str,
+        images: str,
+        masks: str,
+        num_frames: int = 16,
+        image_size: int = 224,
+        batch_size: int = 1,
+        num_workers: int = 4,
+    ) -> None:
+        super().__init__()
+        path = Path(root, sequences)
+        try:
+            names = path.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EncoreError(f"{path}: the list of sequences cannot be read ({error})") from error
+        if not names:
+            raise EncoreError(f"{path}: names no sequence")
+        self.dataset = ObjectClips(Path(root), images, masks, names, num_frames, image_size)
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.dataset, self.batch_size, num_workers=self.num_workers)
