@@ -1,0 +1,73 @@
+"""Figures that follow from sizes and closed forms, for `encore facts`."""
+
+from papers.mosaicbert.attention import alibi_slopes
+from papers.mosaicbert.glue import TASKS
+from papers.mosaicbert.model import (
+    Classifier,
+    MaskedLM,
+    bert_base,
+    mosaicbert_base,
+    mosaicbert_base_matched,
+    mosaicbert_large,
+    pad_vocabulary,
+)
+from papers.mosaicbert.module import WARMUP
+
+SAMPLES, BATCH, DOCUMENTS = 286_720_000, 4096, 364_868_892
+ENCODERS = {
+    "base": mosaicbert_base,
+    "base_matched": mosaicbert_base_matched,
+    "large": mosaicbert_large,
+    "bert_base": bert_base,
+}
+
+
+def masked_lm(size: str) -> MaskedLM:
+    """The pre-training model of a size."""
+    return MaskedLM(ENCODERS[size]())
+
+
+def classifier(size: str) -> Classifier:
+    """The fine-tuning model of a size with two classes."""
+    return Classifier(ENCODERS[size](), 2)
+
+
+def encoder_with_pooler(size: str) -> int:
+    """Parameters of encoder and pooler, without the last linear map."""
+    model = classifier(size)
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("out."))
+
+
+def vocabulary() -> int:
+    """BERT's 30,522 pieces, padded."""
+    return pad_vocabulary(30_522)
+
+
+def slope(num_heads: int, head: int) -> float:
+    """ALiBi's slope of a head, counted from 1."""
+    return alibi_slopes(num_heads)[head - 1]
+
+
+def steps() -> int:
+    """Optimizer steps of the published pre-training."""
+    return SAMPLES // BATCH
+
+
+def warmup_steps() -> int:
+    """Steps of its warm-up."""
+    return round(WARMUP * steps())
+
+
+def corpus_share() -> float:
+    """Percent of C4's training documents seen."""
+    return 100 * SAMPLES / DOCUMENTS
+
+
+def coupled_decay(lr: float, weight_decay: float) -> float:
+    """The weight_decay of torch's AdamW that decays as much."""
+    return weight_decay / lr
+
+
+def glue_steps(task: str) -> int:
+    """Optimizer steps of a fine-tuning task."""
+    return TASKS[task].steps
