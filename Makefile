@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PAPER ?=
 SCALE ?= cpu
+ENGINE ?= local
+EXTRAS ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -11,12 +13,15 @@ PAPERS := $(if $(PAPER),$(PAPER),pointer_networks)
 TESTS := $(if $(PAPER),$(wildcard tests/papers/test_$(PAPER)*.py),tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint types facts regress report speed readme lock clean
+EXTRA := .venv/.extra-
+COMPILE := .tools/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url
+
+.PHONY: help setup reproduce test chaos lint types facts regress report speed readme lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
-setup: $(READY) ## the pinned environment, into .venv
+setup: $(READY) $(EXTRAS:%=$(EXTRA)%) ## the pinned environment, into .venv (EXTRAS="ray slurm": these engines too)
 
 .tools/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Encore needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
@@ -29,11 +34,19 @@ $(READY): requirements.lock pyproject.toml .tools/bin/uv
 	@.tools/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-reproduce: $(READY) ## reported against ours for PAPER (default pointer_networks; all) at SCALE (cpu)
-	@$(ENCORE) reproduce $(PAPERS) --scale $(SCALE) $(ARGS)
+$(EXTRA)%: $(READY) requirements-extras.lock
+	@echo "adding $* to .venv from requirements-extras.lock"
+	@.tools/bin/uv pip install --quiet --python $(BIN)/python --constraint requirements-extras.lock --editable ".[$*]"
+	@touch $@
+
+reproduce: $(READY) $(patsubst %,$(EXTRA)%,$(filter ray slurm,$(ENGINE))) ## reported against ours for PAPER (default pointer_networks; all) at SCALE (cpu) on ENGINE (local, ray, slurm)
+	@$(ENCORE) reproduce $(PAPERS) --scale $(SCALE) --engine $(ENGINE) $(ARGS)
 
 test: lint types ## lint, types, tests (PAPER=clip: that paper's tests)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(TESTS) $(ARGS)
+
+chaos: $(READY) ## 50 kills at random moments: results must be those of an undisturbed run (some 15 minutes)
+	@$(BIN)/python -m tests.benchmarks.chaos $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . || { echo "run: $(BIN)/ruff check --fix . && $(BIN)/ruff format ."; exit 1; }
@@ -57,7 +70,8 @@ readme: $(READY) ## refresh the generated blocks of the READMEs
 	@$(ENCORE) readme
 
 lock: .tools/bin/uv ## pin what pyproject.toml asks for
-	@.tools/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev pyproject.toml -o requirements.lock
+	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ray"], *extras["slurm"], sep="\n")' | $(COMPILE) --constraint requirements.lock - -o requirements-extras.lock
 
 clean: ## remove the environment, runs and reports
 	rm -rf .venv .tools runs reports .mypy_cache .pytest_cache .ruff_cache

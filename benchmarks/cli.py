@@ -1,5 +1,6 @@
 """The command `encore`. Every command imports what it needs when it runs, so that help, list and show start at once."""
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import catalog, paths
+from benchmarks.engines import ENGINES
 from benchmarks.schema import Paper, pick
 from common.errors import EncoreError
 
@@ -31,6 +33,10 @@ def _slugs(incomplete: str) -> list[str]:
 
 def _scales(incomplete: str) -> list[str]:
     return [scale for scale in SCALES if scale.startswith(incomplete)]
+
+
+def _engines(incomplete: str) -> list[str]:
+    return [engine for engine in ENGINES if engine.startswith(incomplete)]
 
 
 PaperName = Annotated[str, typer.Argument(help="slug of a paper, see `encore list`", autocompletion=_slugs)]
@@ -114,18 +120,32 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="only these seeds, for example 0,1")] = "",
     workers: Annotated[int, typer.Option(min=0, help="units at a time; 0: one a core")] = 0,
     force: Annotated[bool, typer.Option("--force", help="run units again whose result is fresh")] = False,
+    engine: Annotated[
+        str, typer.Option(help="where units run: local, ray (RAY_ADDRESS), slurm", autocompletion=_engines)
+    ] = "local",
+    plan: Annotated[bool, typer.Option("--plan", help="only show what would run and what it would cost")] = False,
+    budget: Annotated[str, typer.Option(help="only the most informative units that fit, for example 30m")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Run the claims of a paper and put the result beside what it reported. Stopped and started again, it goes on."""
     pick(scale, dict.fromkeys(SCALES), "scale")
+    pick(engine, dict.fromkeys(ENGINES), "engine")
+    if as_json and not plan:
+        raise EncoreError("--json goes with --plan; results as JSON: encore show PAPER --json")
     papers = catalog.select(paper)
     if scale == "paper":
         return _print_recipes(papers)
+    from benchmarks.plan import duration
     from benchmarks.reproduce import reproduce as run
+    from benchmarks.reproduce import show_plan
 
-    chosen = _seeds(seeds)
-    raise typer.Exit(
-        run(papers, scale=scale, only=claim, measurements=measurements, seeds=chosen, workers=workers, force=force)
-    )
+    choice: dict[str, Any] = {
+        **{"scale": scale, "only": claim, "measurements": measurements, "seeds": _seeds(seeds)},
+        **{"workers": workers, "force": force, "budget": duration(budget) if budget else None},
+    }
+    if plan:
+        return show_plan(papers, **choice, as_json=as_json)
+    raise typer.Exit(run(papers, **choice, engine=engine))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -225,7 +245,7 @@ def _print_json(content: object) -> None:
 
 def _seeds(text: str) -> list[int] | None:
     parts = [part for part in re.split(r"[,\s]+", text) if part]
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise EncoreError(f"--seeds {text!r}: give whole numbers separated by commas, for example 0,1,2")
     return [int(part) for part in dict.fromkeys(parts)] or None
 
@@ -257,10 +277,16 @@ def _print_recipes(papers: list[Paper]) -> None:
 
 def main() -> None:
     """Entry point of `encore`: bad input ends with one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a name or a title the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except EncoreError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be read or written
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from benchmarks import fingerprint, paths
 from benchmarks.files import read_json, write_atomic
 from benchmarks.schema import Fact, Paper
+from benchmarks.units import is_finite
 
 COUNTED = ("parameters", "trainable_parameters")
 FactVerdict = Literal["match", "mismatch", "error", "not computed"]
@@ -62,7 +63,8 @@ def compare(fact: Fact, computed: float) -> FactResult:
 
 def recorded(paper: Paper) -> list[FactResult]:
     """What the last computation found, without computing; `not computed` where code or definition changed since."""
-    kept = {item["id"]: item for item in (read_json(_file(paper)) or {}).get("facts", [])}
+    found = (read_json(_file(paper)) or {}).get("facts")
+    kept = {item["id"]: item for item in found if _is_record(item)} if isinstance(found, list) else {}
     results = []
     for fact in paper.facts:
         item = kept.get(fact.id)
@@ -89,6 +91,15 @@ def _computed(fact: Fact) -> float:
     if isinstance(built, torch.nn.Parameter):
         return built.numel()
     return sum(p.numel() for p in built.parameters() if p.requires_grad or fact.quantity == "parameters")
+
+
+def _is_record(item: Any) -> bool:
+    """Whether it has the form of an item of facts.json: a damaged file is a fact not computed."""
+    return (
+        isinstance(item, dict)
+        and is_finite(item.get("computed"))
+        and all(isinstance(item.get(key), str) for key in ("id", "code"))
+    )
 
 
 def _keep(paper: Paper, found: list[FactResult]) -> None:

@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`; None when there is no file or it is not a whole JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

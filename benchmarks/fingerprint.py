@@ -6,8 +6,8 @@ __init__ to the file that defines X. Where a name lives does not count, only wha
 What is hashed is the syntax tree without docstrings, so comments and formatting do not matter, nor does code nobody
 reaches. Statements of a module that are neither definitions nor imports always count. A method is part of its class.
 Where a name cannot be resolved (a module handed around, `import *`) all of it counts. The catalogue of data sources
-does not: a new source changes no result, and the data a claim reads are held to their checksums. Nothing is imported, so
-this is quick and needs no torch.
+does not: a new source changes no result, and the data a claim reads are held to their checksums. Nothing is imported,
+so this is quick and needs no torch.
 """
 
 import ast
@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import paths
 from benchmarks.files import DerivedCache, digest
 from benchmarks.schema import Experiment, Fact
+from common.errors import EncoreError
 
 HOUSE = ("papers", "common")
 FINDS_FILES = ("common.data.sources", "common.data.download")  # what the files hold is in data_checksums
@@ -65,7 +66,7 @@ def code(entry: str) -> str:
 def imported_modules(file: Path) -> set[str]:
     """Dotted names every import statement of a file leads to, wherever it stands in the file."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
+    for node in ast.walk(_parse(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         else:
@@ -189,7 +190,7 @@ def describe(file: Path) -> dict[str, Any]:
     `local`: names of the same file the part mentions; `uses`: dotted names it reaches through imports.
     A name bound by an import has an empty hash and uses only.
     """
-    tree = ast.parse(file.read_bytes(), filename=str(file))
+    tree = _parse(file)
     imports: dict[str, str] = {}
     for node in ast.walk(tree):
         imports |= dict(_bindings(node))
@@ -211,6 +212,14 @@ def describe(file: Path) -> dict[str, Any]:
     for name in imported_here - set(parts):
         parts[name] = {"hash": "", "local": [], "uses": [imports[name]], "yaml": []}
     return {"parts": parts}
+
+
+def _parse(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise EncoreError(f"{paths.shown(file)}{line}: not valid Python: {error.args[0]}") from error
 
 
 def _part(statements: list[ast.stmt], local: set[str], imports: dict[str, str], stars: list[str]) -> dict[str, Any]:

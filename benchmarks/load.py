@@ -1,8 +1,11 @@
 """Reads one paper.yaml; every error names the file, the line and the field."""
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -13,22 +16,61 @@ from common.errors import EncoreError
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 GENERATED = "generated"
+RESERVED = re.compile(r"facts|.*\.curves")  # files of these names lie beside the results of claims
+MAX_DEPTH = 50
 Location = tuple[int | str, ...]
 
 
 def parse_yaml(path: Path) -> dict:
     """The mapping in a yaml file; EncoreError with the line when it is not one."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        text = path.read_text(encoding="utf-8")
+        _refuse_what_is_no_data(path, text)
+        content = yaml.load(text, Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}" if mark else ""
         raise EncoreError(f"{paths.shown(path)}{where}: not valid yaml: {error.problem or error.context}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EncoreError(f"{paths.shown(path)}: cannot be read: {error}") from error
+    except EncoreError:
+        raise
+    except Exception as error:  # the constructors of dates, numbers and tags raise what they like
+        raise EncoreError(f"{paths.shown(path)}: not valid yaml: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise EncoreError(f"{paths.shown(path)}:1: must be a mapping of fields, see CONTRIBUTING.md")
+    _refuse_other_keys_than_text(path, content)
     return content
+
+
+def _refuse_what_is_no_data(path: Path, text: str) -> None:
+    """Aliases (ten lines of them can stand for a billion), endless nesting and control characters, before any of it
+    is built.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        wrong = ""
+        if isinstance(event, yaml.AliasEvent):
+            wrong = f"the alias *{event.anchor}: write the value out"
+        elif depth > MAX_DEPTH:
+            wrong = f"more than {MAX_DEPTH} levels of nesting"
+        elif isinstance(event, yaml.ScalarEvent) and any(map(_is_control, event.value)):
+            wrong = f"a control character in {event.value[:40]!a}"
+        if wrong:
+            raise EncoreError(f"{paths.shown(path)}:{event.start_mark.line + 1}: not allowed here: {wrong}")
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+
+
+def _refuse_other_keys_than_text(path: Path, content: Any) -> None:
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        if isinstance(content, dict) and not isinstance(key, str):
+            raise EncoreError(f"{paths.shown(path)}: the key {key!r} must be text: write it in quotes")
+        _refuse_other_keys_than_text(path, value)
 
 
 def load_paper(path: Path, content: dict | None = None) -> Paper:
@@ -66,6 +108,10 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield (field, index, "id"), f"{name!r} is used twice"
+    for field, found in (("claims", paper.claims), ("measurements", paper.measurements)):
+        for index, experiment in enumerate(found):
+            if RESERVED.fullmatch(experiment.id):
+                yield (field, index, "id"), f"{experiment.id!r} is taken by another file of the results"
     for index, row in enumerate(paper.reported):
         if row.fact is not None and row.fact not in facts:
             yield ("reported", index, "fact"), f"there is no fact {row.fact!r}"
@@ -81,6 +127,9 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
                 yield ("measurements", index, "rows", row_id), f"there is no reported row {row_id!r}"
             if cell.arm not in measurement.arms:
                 yield ("measurements", index, "rows", row_id, "arm"), f"{cell.arm!r} is not one of its arms"
+    for index, fact in enumerate(paper.facts):
+        if not fact.build.startswith(("papers.", "common.")):
+            yield ("facts", index, "build"), "must lie in papers or common"
     for field, entries in (
         ("claims", [(claim.entry, claim.sources) for claim in paper.claims]),
         ("measurements", [(measurement.entry, measurement.sources) for measurement in paper.measurements]),

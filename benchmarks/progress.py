@@ -11,6 +11,9 @@ from benchmarks.units import Unit
 class View(Protocol):
     def started(self, unit: Unit) -> None: ...
 
+    def waits(self, units: int) -> None:
+        """So many units are left, and other processes are running them."""
+
     def ended(self, unit: Unit, seconds: float, why_failed: str) -> None: ...
 
 
@@ -26,11 +29,16 @@ def progress_view(expected: dict[Unit, float | None], workers: int) -> Iterator[
 
 class _Lines:
     def __init__(self, total: int, workers: int) -> None:
-        self.total, self.done = total, 0
+        self.total, self.done, self.waited_for = total, 0, 0
         print(f"{total} units, {workers} at a time", flush=True)
 
     def started(self, unit: Unit) -> None:
         print(f"        start {unit.name}", flush=True)
+
+    def waits(self, units: int) -> None:
+        if units != self.waited_for:
+            print(f"        {_waits(units)}", flush=True)
+            self.waited_for = units
 
     def ended(self, unit: Unit, seconds: float, why_failed: str) -> None:
         self.done += 1
@@ -61,11 +69,19 @@ class _Bars:
         usual = f" [dim](usually {before:.0f} s)[/dim]" if before else ""
         self.tasks[unit] = self.bars.add_task(f"  {unit.name}{usual}", total=None, count="")
 
+    def waits(self, units: int) -> None:
+        self.bars.update(self.whole, description=_waits(units))
+
     def ended(self, unit: Unit, seconds: float, why_failed: str) -> None:
         from rich.markup import escape
 
-        self.bars.remove_task(self.tasks.pop(unit))
+        if unit in self.tasks:
+            self.bars.remove_task(self.tasks.pop(unit))
         self.done += 1
         self.bars.update(self.whole, completed=self.done, count=f"{self.done}/{len(self.expected)}")
         outcome = f"[red]failed: {escape(why_failed)}[/red]" if why_failed else f"[green]{seconds:.1f} s[/green]"
         self.bars.console.print(f"  {unit.name}: {outcome}", highlight=False)
+
+
+def _waits(units: int) -> str:
+    return f"wait  for {units} unit{'s' if units > 1 else ''} that another process is running"

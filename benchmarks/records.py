@@ -12,7 +12,7 @@ from benchmarks import paths
 from benchmarks.curves import Curve
 from benchmarks.files import read_json, write_atomic
 from benchmarks.schema import Claim, Measurement, Paper
-from benchmarks.units import identity, same_identity, units_of
+from benchmarks.units import identity, is_curves, is_result, same_identity, units_of
 
 COMMITTED_SCALE = "cpu"
 Record = dict[str, Any]
@@ -29,14 +29,22 @@ def curves_file(paper: str, claim: str, scale: str) -> Path:
 
 
 def read_curves(paper: str, claim: str, scale: str) -> dict[str, dict[str, Curve]]:
-    """{"arm-seed": {curve: [[step, value], ...]}} of a kept record."""
-    return read_json(curves_file(paper, claim, scale)) or {}
+    """{"arm-seed": {curve: [[step, value], ...]}} of a kept record; what is damaged is left out."""
+    kept = read_json(curves_file(paper, claim, scale)) or {}
+    return {name: unit for name, unit in kept.items() if is_curves(unit)}
 
 
 def read_record(paper: str, claim: str, scale: str) -> Record | None:
-    """The kept record, whatever code it came from."""
+    """The kept record, whatever code it came from; None when there is none, or a damaged one."""
     record = read_json(record_file(paper, claim, scale))
-    return record if record and {"code", "config", "data", "units"} <= record.keys() else None
+    return record if record and {"code", "config", "data"} <= record.keys() and _holds_units(record) else None
+
+
+def _holds_units(record: Record) -> bool:
+    units = record.get("units")
+    return isinstance(units, list) and all(
+        is_result(unit) and isinstance(unit.get("arm"), str) and isinstance(unit.get("seed"), int) for unit in units
+    )
 
 
 def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record | None:
@@ -48,8 +56,8 @@ def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record 
         result = unit.fresh_result(wanted)
         if result is not None:
             origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
-            known[unit.arm, unit.seed] = {key: value for key, value in result.items() if key != "curves"}
-            known[unit.arm, unit.seed]["provenance"] = origin
+            kept_part = {key: value for key, value in result.items() if key != "curves"}
+            known[unit.arm, unit.seed] = {**kept_part, "arm": unit.arm, "seed": unit.seed, "provenance": origin}
     planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, scale)]
     units = [known[key] for key in planned if key in known]
     head = {"paper": paper.slug, "claim": experiment.id, "scale": scale}

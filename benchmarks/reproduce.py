@@ -1,15 +1,20 @@
 """`encore reproduce`: choose the units, run them, keep complete results, show them beside the paper's."""
 
+import json
 import sys
 
-from benchmarks import fingerprint, paths
-from benchmarks.records import COMMITTED_SCALE, keep_if_complete
-from benchmarks.run import Interrupted, continue_command, run_units
+from benchmarks import fingerprint, paths, plan
+from benchmarks.engines import Interrupted, continue_command, run_units
+from benchmarks.plan import Entry
+from benchmarks.provenance import cores
+from benchmarks.records import COMMITTED_SCALE, keep_if_complete, record_file
 from benchmarks.schema import Claim, Measurement, Paper
 from benchmarks.standing import Standing
-from benchmarks.table import console, print_standing
-from benchmarks.units import Unit, identity, units_of
+from benchmarks.table import console, plan_table, print_standing
+from benchmarks.units import Unit, identity
 from common.errors import EncoreError
+
+Chosen = dict[plan.Key, tuple[Paper, Claim | Measurement]]
 
 
 def reproduce(
@@ -21,44 +26,105 @@ def reproduce(
     seeds: list[int] | None = None,
     workers: int = 0,
     force: bool = False,
+    engine: str = "local",
+    budget: float | None = None,
 ) -> int:
-    """Run what is not fresh and print the comparison; the exit status: 0, 1 when a unit failed, 128 + signal."""
-    chosen = {
+    """Run what is not fresh and print the comparison; the exit status: 0, 1 when a unit failed, 128 + signal.
+
+    budget: only so many seconds' worth of stale and missing units, see benchmarks.plan.
+    """
+    chosen = _chosen(papers, only, measurements)
+    keeper = Keeper(chosen, scale)
+    for key in chosen:
+        keeper.keep(key)
+    entries, todo = _entries_and_todo(chosen, scale, seeds, workers, force, budget)
+    if fresh := sum(entry.state == "fresh" for entry in entries if entry not in todo):
+        print(f"{fresh} units have a fresh result and are skipped (--force runs them again)")
+    if budget is not None:
+        total = plan.summary(todo, workers or cores())
+        print(f"{total['units']} units fit into {plan.spoken(budget)}: about {plan.spoken(total['wall_seconds'])}")
+
+    def finished(unit: Unit) -> None:
+        fingerprint.forget()  # the sources may have been edited since
+        keeper.keep((unit.paper, unit.claim))
+
+    try:
+        jobs = [entry.job for entry in todo]
+        failed = run_units(engine, jobs, workers=workers or None, finished=finished) if todo else {}
+    except Interrupted as stop:
+        print(f"\n{stop}; finished units are kept. Continue with: {continue_command()}", file=sys.stderr)
+        return stop.status
+
+    def is_outdated(unit: Unit) -> bool:
+        return not unit.fresh_result(identity(chosen[unit.paper, unit.claim][1]))
+
+    outdated = [entry.job.unit for entry in todo if entry.job.unit not in failed and is_outdated(entry.job.unit)]
+    failed |= dict.fromkeys(outdated, "the code changed while it ran: run again")
+    shown = _show(papers, scale, seeds)
+    problems = [f"{unit.name}: {why}" for unit, why in failed.items()] + keeper.problems() + shown
+    for line in problems:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def show_plan(
+    papers: list[Paper],
+    *,
+    scale: str,
+    only: str = "",
+    measurements: bool = False,
+    seeds: list[int] | None = None,
+    workers: int = 0,
+    force: bool = False,
+    budget: float | None = None,
+    as_json: bool = False,
+) -> None:
+    """Print what `reproduce` would run with the same arguments, and what that would cost. Nothing is run or written."""
+    chosen = _chosen(papers, only, measurements)
+    entries, todo = _entries_and_todo(chosen, scale, seeds, workers, force, budget)
+    at_a_time = workers or cores()
+    if as_json:
+        print(json.dumps(plan.as_json(entries, todo, at_a_time), indent=1))
+        return
+    out = console()
+    out.print(plan_table(entries, todo))
+    total = plan.summary(todo, at_a_time)
+    bound = "at most " if total["at_most"] else "about "
+    gpus = f", {total['gpu_hours']:g} GPU-hours" if total["gpu_hours"] else ""
+    print(
+        f"{total['units']} units to run, {at_a_time} at a time: {bound}{plan.spoken(total['wall_seconds'])}, "
+        f"{total['core_hours']:g} core-hours{gpus}"
+    )
+
+
+class Keeper:
+    """Writes the record of an experiment whose units are all there; what cannot be written is told in the end."""
+
+    def __init__(self, chosen: Chosen, scale: str) -> None:
+        self.chosen, self.scale = chosen, scale
+        self.unkept: dict[plan.Key, OSError] = {}
+
+    def keep(self, key: plan.Key) -> None:
+        self.unkept.pop(key, None)
+        try:
+            keep_if_complete(*self.chosen[key], self.scale)
+        except OSError as error:  # the units lie in runs/: a full or read-only results folder costs nothing
+            self.unkept[key] = error
+
+    def problems(self) -> list[str]:
+        return [
+            f"{paper} {claim}: cannot write {paths.shown(record_file(paper, claim, self.scale))}: {error.strerror}; "
+            "its units are kept, make room or allow writing there and run this again"
+            for (paper, claim), error in self.unkept.items()
+        ]
+
+
+def _chosen(papers: list[Paper], only: str, measurements: bool) -> Chosen:
+    return {
         (paper.slug, experiment.id): (paper, experiment)
         for paper in papers
         for experiment in _experiments(paper, only, measurements)
     }
-    todo: dict[Unit, float] = {}
-    fresh = 0
-    for paper, experiment in chosen.values():
-        wanted = identity(experiment)
-        for unit in units_of(paper, experiment, scale, seeds):
-            if not force and unit.fresh_result(wanted):
-                fresh += 1
-            else:
-                todo[unit] = experiment.minutes * 60
-        keep_if_complete(paper, experiment, scale)
-    if fresh:
-        print(f"{fresh} units have a fresh result and are skipped (--force runs them again)")
-
-    def experiment_of(unit: Unit) -> Claim | Measurement:
-        return chosen[unit.paper, unit.claim][1]
-
-    def keep(unit: Unit) -> None:
-        fingerprint.forget()  # the sources may have been edited since
-        keep_if_complete(*chosen[unit.paper, unit.claim], scale)
-
-    try:
-        failed = run_units(todo, workers=workers or None, force=force, finished=keep) if todo else {}
-    except Interrupted as stop:
-        print(f"\n{stop}; finished units are kept. Continue with: {continue_command()}", file=sys.stderr)
-        return stop.status
-    outdated = [unit for unit in todo if unit not in failed and not unit.fresh_result(identity(experiment_of(unit)))]
-    failed |= dict.fromkeys(outdated, "the code changed while it ran: run again")
-    _show(papers, scale, seeds)
-    for unit, why in failed.items():
-        print(f"error: {unit.name}: {why}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _experiments(paper: Paper, only: str, measurements: bool) -> list[Claim | Measurement]:
@@ -67,7 +133,18 @@ def _experiments(paper: Paper, only: str, measurements: bool) -> list[Claim | Me
     return [*paper.claims, *(paper.measurements if measurements else [])]
 
 
-def _show(papers: list[Paper], scale: str, seeds: list[int] | None) -> None:
+def _entries_and_todo(
+    chosen: Chosen, scale: str, seeds: list[int] | None, workers: int, force: bool, budget: float | None
+) -> tuple[list[Entry], list[Entry]]:
+    entries = [entry for pair in chosen.values() for entry in plan.entries_of(*pair, scale, seeds, force)]
+    if budget is not None:
+        experiments = {key: experiment for key, (_, experiment) in chosen.items()}
+        return entries, plan.within(budget, entries, experiments, workers or cores())
+    return entries, [entry for entry in entries if force or entry.state != "fresh"]
+
+
+def _show(papers: list[Paper], scale: str, seeds: list[int] | None) -> list[str]:
+    """Print the comparison and write the report; what went wrong with that."""
     from benchmarks.report import write_report
 
     out = console()
@@ -81,3 +158,6 @@ def _show(papers: list[Paper], scale: str, seeds: list[int] | None) -> None:
         print(f"report: {paths.shown(write_report())}")
     except EncoreError as error:  # another paper's file is broken: this paper's results stand
         print(f"error: no report: {error}", file=sys.stderr)
+    except OSError as error:
+        return [f"no report: {error.strerror}: {error.filename}"]
+    return []

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from common.errors import EncoreError
 
 Source = Literal["official-code", "official-readme", "paper-text", "abstract", "third-party", "derived", "recalled"]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
 EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-Number = int | float
+Number = Annotated[int | float, Field(gt=-1e300, lt=1e300)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 T = TypeVar("T")
 
 
@@ -30,7 +31,7 @@ class Fact(Strict):
 
     id: Identifier
     build: EntryPoint
-    args: dict[str, Any] = {}
+    args: dict[str, JsonValue] = {}
     part: str | None = None
     quantity: Identifier
     reported: Number
@@ -46,15 +47,24 @@ class ArmMetric(Strict):
     metric: Identifier
 
 
+class Needs(Strict):
+    """What one unit asks a cluster for (engines ray and slurm). The local engine gives it a share of the machine."""
+
+    cores: int = Field(1, ge=1, le=10_000)
+    gpus: int = Field(0, ge=0, le=10_000)
+    memory_gb: float = Field(4.0, gt=0, le=1e5)
+
+
 class Experiment(Strict):
     """What a claim and a measurement share: arms and seeds of one entry point, run as separate units."""
 
     id: Identifier
     statement: str
     entry: EntryPoint
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     data: str | list[str]
-    minutes: float = Field(15.0, gt=0)
+    minutes: float = Field(15.0, gt=0, le=1e6)
+    needs: Needs = Needs()
     note: str | None = None
 
     @field_validator("seeds")
@@ -139,7 +149,7 @@ class Reported(Strict):
     baseline: NamedValue | None = None
     source: Source
     note: str | None = None
-    recipe: str | None = None
+    recipe: Annotated[str, Field(pattern=r"^configs/[\w.-]+\.yaml$", max_length=100)] | None = None
     fact: str | None = None
     claim: str | None = None
 

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.facts import FactResult
+from benchmarks.plan import Entry, spoken
 from benchmarks.standing import Standing, interval_text, number, signed
 from benchmarks.verdict import Verdict
 
@@ -105,6 +106,23 @@ def rows_table(standing: Standing) -> Table:
         gap = signed(row.ours - kept.value) if row.ours is not None and isinstance(kept.value, int | float) else "-"
         line = (kept.id, kept.table, what, number(kept.value) + unit, kept.source, baseline, ours, gap)
         table.add_row(*map(escape, line), coloured(row.verdict) + (f" ({row.by})" if row.by else ""))
+    return table
+
+
+def plan_table(entries: list[Entry], chosen: list[Entry]) -> Table:
+    """One line an experiment: its units by state, and those that would run with their expected time."""
+    table = Table("paper", "claim or measurement", "units", "to run", "a unit", "unit time", "judging by")
+    by_experiment: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        by_experiment.setdefault(entry.key, []).append(entry)
+    for (paper, claim), units in by_experiment.items():
+        states = ", ".join(f"{n} {state}" for state, n in Counter(entry.state for entry in units).items())
+        run = [entry for entry in units if entry in chosen]
+        longest = spoken(max(entry.seconds for entry in run)) if run else "-"
+        time = spoken(sum(entry.seconds for entry in run)) if run else "-"
+        basis = {"arm": "past runs", "claim": "past runs of the claim", "limit": "its time limit"}
+        judged = ", ".join(dict.fromkeys(basis[entry.basis] for entry in run)) or "-"
+        table.add_row(paper, claim, states, str(len(run)), longest, time, judged)
     return table
 
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.unit PAPER CLAIM ARM SEED SCALE [--force]
 
-Exit status 0: there is a result; 2: the unit raised EncoreError; 1: anything else went wrong.
+Exit status 0: there is a result; 2: the unit raised EncoreError; NOT_WRITABLE: its folder takes no more files, so there
+is no error.json either; 1: anything else went wrong.
 """
 
 import argparse
-import fcntl
 import importlib
 import json
 import math
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from typing import Any, cast
 
 from benchmarks import catalog, provenance
@@ -27,20 +28,27 @@ from benchmarks.schema import pick
 from benchmarks.units import Unit, identity, same_identity
 from common.errors import EncoreError
 
+NOT_WRITABLE = 3
+
 
 def main() -> int:
     unit, force = _arguments()
     _end_with_parent()
-    unit.dir.parent.mkdir(parents=True, exist_ok=True)
-    with (unit.dir.parent / f".{unit.dir.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # an orphan of a killed engine, or a second engine, may still be in there
-        try:
-            run_unit(unit, force)
-        except EncoreError as error:
-            return _failed(unit, str(error), 2)
-        except Exception as error:
-            traceback.print_exc()
-            return _failed(unit, f"{type(error).__name__}: {error}", 1)
+    try:
+        with unit.lock():  # an orphan of a killed engine, or a second engine, may still be in there
+            return _run_and_report(unit, force)
+    except OSError:  # of the lock, the log or error.json; what the unit itself raised is reported there
+        return NOT_WRITABLE
+
+
+def _run_and_report(unit: Unit, force: bool) -> int:
+    try:
+        run_unit(unit, force)
+    except EncoreError as error:
+        return _failed(unit, str(error), 2)
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(unit, f"{type(error).__name__}: {error}", 1)
     return 0
 
 
@@ -54,8 +62,9 @@ def run_unit(unit: Unit, force: bool = False) -> None:
     started = read_json(unit.dir / "unit.json")
     if force or started is None or not same_identity(started, wanted):
         shutil.rmtree(unit.dir, ignore_errors=True)
-        started = None
-    attempts = (started or {}).get("attempts", 0) + 1
+        started = {}
+    remove_damaged(unit)
+    attempts = _whole_number(started.get("attempts")) + 1
     (unit.dir / "error.json").unlink(missing_ok=True)
     write_atomic(unit.dir / "unit.json", json.dumps({**wanted, "attempts": attempts}, indent=1))
     origin = {**wanted, **provenance.provenance(), "attempts": attempts}
@@ -73,6 +82,23 @@ def run_unit(unit: Unit, force: bool = False) -> None:
         "provenance": origin,
     }
     write_atomic(unit.dir / "result.json", json.dumps(result, indent=1))
+
+
+def remove_damaged(unit: Unit) -> None:
+    """Delete checkpoints that are not whole (a failing disk, a full one): training goes on from what there is."""
+    for file in sorted(file for file in unit.dir.rglob("*") if file.suffix in (".ckpt", ".pt")):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                whole = archive.testzip() is None
+        except Exception:  # zipfile has many ways to say that it is not one
+            whole = False
+        if not whole:
+            print(f"{file} is damaged: removed, its steps are trained again", flush=True)
+            file.unlink()
+
+
+def _whole_number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def call_entry(unit: Unit, entry: str) -> Any:
@@ -139,4 +165,10 @@ def _peak_memory_mb() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the log is on the full disk as well
+        os._exit(status)
+    sys.exit(status)

@@ -76,7 +76,7 @@ def test_killed_outright_it_goes_on_and_gives_the_same_numbers(tree, monkeypatch
     engine.communicate()
     finished = sorted(path.parent.name for path in (tree.root / "runs2").rglob("result.json"))
     interrupted = [path for path in (tree.root / "runs2").rglob("state.json") if path.parent.name not in finished]
-    assert len(finished) == 2
+    assert 2 <= len(finished) < 6
     assert interrupted
     monkeypatch.setenv("TOY_SECONDS", "0")
     (tree.root / "benchmarks/results/toy/better.json").unlink()
@@ -144,7 +144,8 @@ def test_a_failing_unit_is_one_clear_error_and_no_result(tree, body, says):
 
 def test_a_half_written_result_counts_as_none(tree):
     wanted = identity(catalog.load_one("toy").claims[0])
-    whole = json.dumps({"metrics": {"score": 1.0}, "seconds": 1.0, "provenance": wanted})
+    origin = {**wanted, "commit": "abc", "started": "2026", "machine": {}}
+    whole = json.dumps({"metrics": {"score": 1.0}, "seconds": 1.0, "curves": {}, "provenance": origin})
     write_atomic(UNIT.dir / "result.json", whole)
     assert UNIT.fresh_result(wanted)
     (UNIT.dir / "result.json").write_text(whole[: len(whole) // 2])
@@ -155,7 +156,7 @@ def test_a_half_written_result_counts_as_none(tree):
 def test_checkpoints_of_other_code_are_not_continued(tree, monkeypatch):
     monkeypatch.syspath_prepend(str(tree.root))
     wanted = identity(catalog.load_one("toy").claims[0])
-    leftover = UNIT.dir / "leftover.ckpt"
+    leftover = UNIT.dir / "leftover.bin"
     for code, survives in ((wanted["code"], True), ("other", False)):
         write_atomic(leftover, "x")
         write_atomic(UNIT.dir / "unit.json", json.dumps({**wanted, "code": code, "attempts": 1}))
