@@ -1,0 +1,116 @@
+"""Trains the smoke configs of the flagship papers through their train scripts, alone or as one of several processes.
+
+    python -m tests.benchmarks.across FOLDER STRATEGY...
+    python -m torch.distributed.run --nproc-per-node 2 -m tests.benchmarks.across FOLDER STRATEGY...
+
+Every process leaves FOLDER/<paper>-<strategy>-<rank>.json: the loss of each step, and what weight decay each parameter
+has. Batches of a smoke run are drawn under (seed, step, rank), so several processes see other noise than one would;
+here every process draws the whole batch as one process would and keeps its rows, so that the losses can be compared.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors import accelerator_connector
+from torch.utils._pytree import tree_map_only
+
+from benchmarks import paths
+from common.training import cli, loader
+
+STEPS = 3
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+BATCHES = {"pointer_networks": 64, "clip": 16, "bart": 16, "videomae_v2": 16, "beats": 16}
+OVERRIDES = {  # sets of one size: the mean over tokens of each half is then the mean over all
+    "pointer_networks": ["--data.problem", "tsp", "--data.min_points", "5", "--data.max_points", "5"],
+    "videomae_v2": ["--data.train_clips", "32"],
+    "beats": ["--data.num_clips", "16"],
+}
+
+
+class Recorder(Callback):
+    """Every step's loss before the gradients are averaged, and the weight decay of every parameter."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.decay: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        groups = trainer.optimizers[0].param_groups
+        decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        names = [(n.replace("_fsdp_wrapped_module.", ""), p) for n, p in pl_module.named_parameters()]
+        self.decay = {name: decays[id(p)] for name, p in names if id(p) in decays}
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self.losses.append(float(loss.detach()))
+
+
+def draw_whole_batches() -> None:
+    """Each process draws the batch of all processes, in the order and under the seed of one, and keeps its rows."""
+    draw_positions, draw_batch = loader.Positions.__init__, loader._Batches.__getitems__
+
+    def positions(self: Any, length: int, batch_size: int, *, rank: int, world: int, **options: Any) -> None:
+        draw_positions(self, length, batch_size * world, rank=0, world=1, **options)
+
+    def batches(self: Any, batch: list[int]) -> Any:
+        self.rank = 0
+        return tree_map_only(torch.Tensor, lambda whole: whole.chunk(WORLD)[RANK], draw_batch(self, batch))
+
+    loader.Positions.__init__, loader._Batches.__getitems__ = positions, batches  # type: ignore[method-assign]
+
+
+def mask_every_clip_alike() -> None:
+    """BEATs draws its masks inside the step, on each process for its own rows: here all rows have the same mask."""
+    from papers.beats import module
+
+    def mask(batch: int, length: int, masked: int, device: torch.device) -> torch.Tensor:
+        order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+        return (order < masked).expand(batch, -1).to(device)
+
+    module.random_mask = mask  # type: ignore[assignment]
+
+
+def allow_fsdp_on_cpu() -> None:
+    """Lightning refuses FSDP without a GPU; torch does not."""
+    connector: Any = accelerator_connector._AcceleratorConnector
+    connector._check_strategy_and_fallback = lambda self: None
+
+
+def train(paper: str, strategy: str, folder: Path, *more: str) -> Recorder:
+    """Train the paper's smoke config for STEPS steps."""
+    recorder = Recorder()
+    standard = cli.standard_callbacks
+    cli.standard_callbacks = lambda *arguments: [*standard(*arguments), recorder]
+    trainer = {"accelerator": "cpu", "devices": WORLD, "strategy": strategy, "max_steps": STEPS}
+    trainer |= {"default_root_dir": folder / f"{paper}-{strategy}", "limit_val_batches": 0, "gradient_clip_val": "null"}
+    options = [part for name, value in trainer.items() for part in (f"--trainer.{name}", str(value))]
+    options += ["--data.batch_size", str(BATCHES[paper] // WORLD), "--checkpoint_every", str(STEPS)]
+    config = f"papers/{paper}/configs/smoke.yaml"
+    try:
+        cli.run(["fit", "--config", config, *options, *OVERRIDES.get(paper, []), *more])
+    finally:
+        cli.standard_callbacks = standard
+    return recorder
+
+
+def main() -> None:
+    folder, strategies = Path(sys.argv[1]), sys.argv[2:]
+    os.chdir(paths.REPOSITORY)
+    torch.set_num_threads(1)
+    draw_whole_batches()
+    mask_every_clip_alike()
+    allow_fsdp_on_cpu()
+    for strategy in strategies:
+        for paper in BATCHES:
+            recorder = train(paper, strategy, folder)
+            file = folder / f"{paper}-{strategy}-{RANK}.json"
+            file.write_text(json.dumps({"losses": recorder.losses, "decay": recorder.decay}))
+
+
+if __name__ == "__main__":
+    main()
