@@ -98,7 +98,7 @@ def numbered(scores: dict[str, float], n: int) -> dict[str, float]:
 
 HULL = {
     "smoke": Recipe(hidden_dim=32, steps=30, test=50),
-    "cpu": Recipe(hidden_dim=128, steps=1300, test=2000, lr=2e-2),
+    "cpu": Recipe(hidden_dim=96, steps=1800, test=2000, lr=2e-2),
     "gpu": Recipe(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
 }
 
@@ -119,7 +119,7 @@ def hull_architectures(run: Run) -> dict[str, float]:
 
 ANY_LENGTH = {
     "smoke": Recipe(hidden_dim=32, steps=30, test=50),
-    "cpu": Recipe(hidden_dim=128, steps=1300, test=1000, lr=2e-2),
+    "cpu": Recipe(hidden_dim=128, steps=900, test=1000, lr=2e-2),
     "gpu": Recipe(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
 }
 
@@ -136,7 +136,7 @@ def any_length(run: Run) -> dict[str, float]:
 
 TOURS = {
     "smoke": Recipe(hidden_dim=32, steps=30, test=50),
-    "cpu": Recipe(hidden_dim=96, steps=2500, test=1000, lr=1e-2),
+    "cpu": Recipe(hidden_dim=96, steps=2000, test=500, lr=1e-2),
     "gpu": Recipe(hidden_dim=256, steps=20_000, test=5000, lr=5e-3),
 }
 

@@ -20,7 +20,7 @@ SMOKE = Recipe(hidden_dim=32, steps=20, test=20)
 
 def hull_5_50(run: Run) -> dict[str, float]:
     """Table 1, one Ptr-Net trained on 5 to 50 points: inside its range and up to ten times beyond."""
-    recipe = Recipe(hidden_dim=128, steps=4000, test=1000) if run.scale != "smoke" else SMOKE
+    recipe = Recipe(hidden_dim=128, steps=2500, test=1000, lr=2e-2) if run.scale != "smoke" else SMOKE
     model = train(run, recipe, "hull", (5, 50))
     scores: dict[str, float] = {}
     for n in (5, 10, 50, 100, 200, 500):
@@ -31,13 +31,13 @@ def hull_5_50(run: Run) -> dict[str, float]:
 def hull_lstm(run: Run) -> dict[str, float]:
     """Table 1, the plain LSTM at n = 5 and n = 10 (arms lstm_5 and lstm_10)."""
     n = int(run.arm.removeprefix("lstm_"))
-    recipe = Recipe(hidden_dim=128, steps=6000, test=2000, lr=5e-3) if run.scale != "smoke" else SMOKE
+    recipe = Recipe(hidden_dim=128, steps=3000, test=2000) if run.scale != "smoke" else SMOKE
     return hulls(train(run, recipe, "hull", (n, n), "lstm"), n, recipe.test)
 
 
 def triangulations(run: Run) -> dict[str, float]:
     """Sec. 4.3, Delaunay triangulation of n = 5 points."""
-    recipe = Recipe(hidden_dim=128, steps=5000, test=1000, lr=5e-3) if run.scale != "smoke" else SMOKE
+    recipe = Recipe(hidden_dim=128, steps=3000, test=1000) if run.scale != "smoke" else SMOKE
     model = train(run, recipe, "delaunay", (5, 5))
     points, labels = held_out("delaunay", recipe.test, 5)
     return delaunay_scores(labels, outputs_of(model, points, "delaunay"))
@@ -45,7 +45,7 @@ def triangulations(run: Run) -> dict[str, float]:
 
 def tours_5_10(run: Run) -> dict[str, float]:
     """Table 2, tours of 5 and 10 cities by a Ptr-Net trained on optimal tours of 5 to 10 (the paper: 5 to 20)."""
-    recipe = Recipe(hidden_dim=128, steps=6000, test=2000, lr=5e-3) if run.scale != "smoke" else SMOKE
+    recipe = Recipe(hidden_dim=128, steps=4000, test=2000) if run.scale != "smoke" else SMOKE
     model = train(run, recipe, "tsp", (5, 10))
     return numbered(tours(model, 5, recipe.test), 5) | numbered(tours(model, 10, recipe.test), 10)
 
