@@ -113,7 +113,7 @@ def step_cost(arm: str, plan: Plan, text: Text) -> float:
 def pretrain(run: Run, encoder: str, rows: Documents, masking: Masking, steps: int, plan: Plan) -> MaskedLM:
     """A masked language model trained for `steps`, in eval mode."""
     L.seed_everything(run.seed, verbose=False)
-    module = Pretraining(encoder, plan.vocab_size, lr=plan.lr)
+    module = Pretraining(encoder, plan.vocab_size, lr=plan.lr, total_steps=steps)
     return fit(
         module,
         lambda trainer: train_loader(
@@ -122,7 +122,6 @@ def pretrain(run: Run, encoder: str, rows: Documents, masking: Masking, steps: i
         run=run,
         name="pretraining",
         max_steps=steps,
-        gradient_clip_val=1.0,
     ).model
 
 

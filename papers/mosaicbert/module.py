@@ -30,18 +30,16 @@ def decoupled_adamw(module: nn.Module, *, lr: float, weight_decay: float) -> tor
 
 
 class _Recipe(L.LightningModule):
-    """DecoupledAdamW, linear warm-up over 6 % of the trainer's max_steps, linear decay to `floor` of the peak."""
+    """DecoupledAdamW, linear warm-up over 6 % of total_steps, linear decay to `floor` of the peak."""
 
-    def __init__(self, lr: float, weight_decay: float, floor: float) -> None:
+    def __init__(self, lr: float, weight_decay: float, total_steps: int, floor: float) -> None:
         super().__init__()
-        self.lr, self.weight_decay, self.floor = lr, weight_decay, floor
+        self.lr, self.weight_decay, self.total_steps, self.floor = lr, weight_decay, total_steps, floor
 
     def configure_optimizers(self) -> Any:
-        steps = self.trainer.max_steps
-        if steps < 1:
-            raise EncoreError("the schedule needs the number of steps; set trainer.max_steps")
         optimizer = decoupled_adamw(self, lr=self.lr, weight_decay=self.weight_decay)
-        return schedule(optimizer, "linear", warmup=max(1, round(WARMUP * steps)), total=steps, floor=self.floor)
+        warmup = max(1, round(WARMUP * self.total_steps))
+        return schedule(optimizer, "linear", warmup=warmup, total=self.total_steps, floor=self.floor)
 
 
 def build(encoder: str, vocab_size: int) -> Encoder:
@@ -60,9 +58,10 @@ class Pretraining(_Recipe):
         vocab_size: int = VOCAB,
         lr: float = 5e-4,
         weight_decay: float = 1e-5,
+        total_steps: int = 70_000,
         floor: float = 0.02,
     ) -> None:
-        super().__init__(lr, weight_decay, floor)
+        super().__init__(lr, weight_decay, total_steps, floor)
         self.model = MaskedLM(build(encoder, vocab_size))
         self.scores = nn.ModuleDict({"loss": MeanMetric(), "accuracy": MeanMetric()})
 
@@ -96,11 +95,12 @@ class FineTuning(_Recipe):
         task: str,
         lr: float,
         weight_decay: float,
+        total_steps: int,
         encoder: str = "mosaicbert_base",
         vocab_size: int = VOCAB,
         checkpoint: str | None = None,
     ) -> None:
-        super().__init__(lr, weight_decay, floor=0.0)
+        super().__init__(lr, weight_decay, total_steps, floor=0.0)
         self.task = glue.task(task)
         self.model = Classifier(build(encoder, vocab_size), self.task.num_classes)
         if checkpoint is not None:
