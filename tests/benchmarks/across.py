@@ -1,11 +1,14 @@
 """Trains the smoke configs of the flagship papers through their train scripts, alone or as one of several processes.
 
-    python -m tests.benchmarks.across FOLDER STRATEGY...
-    python -m torch.distributed.run --nproc-per-node 2 -m tests.benchmarks.across FOLDER STRATEGY...
+    python -m tests.benchmarks.across FOLDER auto
+    python -m torch.distributed.run --nproc-per-node 2 -m tests.benchmarks.across FOLDER ddp fsdp
+    python -m tests.benchmarks.across FOLDER from-fsdp
 
 Every process leaves FOLDER/<paper>-<strategy>-<rank>.json: the loss of each step, and what weight decay each parameter
-has. Batches of a smoke run are drawn under (seed, step, rank), so several processes see other noise than one would;
-here every process draws the whole batch as one process would and keeps its rows, so that the losses can be compared.
+has. `from-fsdp` continues, in one process, from the checkpoint that fsdp wrote before its last step.
+
+Batches of a smoke run are drawn under (seed, step, rank), so several processes see other noise than one would; here
+every process draws the whole batch as one process would and keeps its rows, so that the losses can be compared.
 """
 
 import json
@@ -23,11 +26,11 @@ from torch.utils._pytree import tree_map_only
 from benchmarks import paths
 from common.training import cli, loader
 
-STEPS = 3
+STEPS = 4
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 BATCHES = {"pointer_networks": 64, "clip": 16, "bart": 16, "videomae_v2": 16, "beats": 16}
 OVERRIDES = {  # sets of one size: the mean over tokens of each half is then the mean over all
-    "pointer_networks": ["--data.problem", "tsp", "--data.min_points", "5", "--data.max_points", "5"],
+    "pointer_networks": ["--data.problem", "tsp", "--data.min_points", "6", "--model.lr", "0.05"],
     "videomae_v2": ["--data.train_clips", "32"],
     "beats": ["--data.num_clips", "16"],
 }
@@ -81,18 +84,21 @@ def allow_fsdp_on_cpu() -> None:
     connector._check_strategy_and_fallback = lambda self: None
 
 
-def train(paper: str, strategy: str, folder: Path, *more: str) -> Recorder:
-    """Train the paper's smoke config for STEPS steps."""
+def train(paper: str, strategy: str, folder: Path) -> Recorder:
+    """Train the paper's smoke config for STEPS steps, with a checkpoint before the last."""
+    name, before, other = strategy.partition("from-")
+    start = ["--ckpt_path", str(folder / f"{paper}-{other}" / "last.ckpt")] if before else []
     recorder = Recorder()
     standard = cli.standard_callbacks
     cli.standard_callbacks = lambda *arguments: [*standard(*arguments), recorder]
-    trainer = {"accelerator": "cpu", "devices": WORLD, "strategy": strategy, "max_steps": STEPS}
+    trainer = {"accelerator": "cpu", "devices": WORLD, "strategy": name or "auto", "max_steps": STEPS}
     trainer |= {"default_root_dir": folder / f"{paper}-{strategy}", "limit_val_batches": 0, "gradient_clip_val": "null"}
+    trainer |= {"enable_model_summary": "false"}
     options = [part for name, value in trainer.items() for part in (f"--trainer.{name}", str(value))]
-    options += ["--data.batch_size", str(BATCHES[paper] // WORLD), "--checkpoint_every", str(STEPS)]
+    options += ["--data.batch_size", str(BATCHES[paper] // WORLD), "--checkpoint_every", str(STEPS - 1)]
     config = f"papers/{paper}/configs/smoke.yaml"
     try:
-        cli.run(["fit", "--config", config, *options, *OVERRIDES.get(paper, []), *more])
+        cli.run(["fit", "--config", config, *options, *OVERRIDES.get(paper, []), *start])
     finally:
         cli.standard_callbacks = standard
     return recorder
