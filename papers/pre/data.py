@@ -161,7 +161,7 @@ def base_and_new(splits: Splits) -> tuple[Splits, Splits]:
 
 
 def train_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
-    """A random crop of 8 to 100 % of the area (bicubic) to image_size, flipped half of the time, CLIP's mean and std."""
+    """A random crop of 8 to 100 % of the area (bicubic) to image_size, flipped half of the time, CLIP's colours."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(image_size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC),

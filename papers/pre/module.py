@@ -117,11 +117,10 @@ class PromptTuning(L.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        int(self.trainer.estimated_stepping_batches)  # sets the loader up, so that the length of an epoch is known
-        per_epoch = int(self.trainer.num_training_batches)
 
         def factor(step: int) -> float:
-            settings = {"lr": self.lr, "warmup_lr": self.warmup_lr, "epochs": self.epochs}
-            return rate(step // per_epoch, **settings) / self.lr
+            # asked for step 0 before the loader, and with it the length of an epoch, is known
+            epoch = step // int(self.trainer.num_training_batches) if step else 0
+            return rate(epoch, lr=self.lr, warmup_lr=self.warmup_lr, epochs=self.epochs) / self.lr
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
