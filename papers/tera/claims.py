@@ -1,0 +1,157 @@
+"""The claims at a small scale. Each function is one unit: (arm, seed) -> metrics, in percent.
+
+Speech: Emo-DB (at smoke scale generated sounds). Seed s holds out speakers and sentences by fold s mod 5. An encoder is
+pre-trained without labels on clips of which neither is held out; linear probes are then fitted on its last layer. Phones
+are scored on clips of which both are held out, speakers on the training speakers' held-out sentences.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.data.sounds import CLASSES, SoundClips
+from common.training.run import Run, fit
+from papers.tera.alteration import named_policy
+from papers.tera.corpora import PHONES, SPEAKERS, TEXTS, EmoDBClips, held_out
+from papers.tera.data import IGNORED, Bucketed, altered_batch, bucket_loader, buckets
+from papers.tera.features import SAMPLE_RATE, extract
+from papers.tera.model import Encoder
+from papers.tera.module import PretrainModule
+from papers.tera.probes import stack_frames
+
+NOISE_DB = 10.0  # signal-to-noise ratio of the noisy test clips
+Represent = Callable[[Tensor], Tensor]  # features (L, 80) -> (L, D)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a scale; a step is a batch of `batch_size` whole utterances of nearly equal length."""
+
+    dim: int
+    depth: int
+    steps: int
+    batch_size: int = 8
+    lr: float = 1e-3
+    probe_steps: int = 1000
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        return {"dim": self.dim, "depth": self.depth, "num_heads": 4, "mlp_dim": 4 * self.dim, "dropout": 0.1}
+
+
+PLANS = {
+    "smoke": Plan(dim=32, depth=1, steps=4, probe_steps=20),
+    "cpu": Plan(dim=128, depth=3, steps=250),
+    "gpu": Plan(dim=256, depth=3, steps=10000, batch_size=32, probe_steps=5000),
+}
+
+
+class Corpus:
+    """Clips of a scale: waveforms, features (L, 80), frame phones (L,), speakers and sentences."""
+
+    def __init__(self, scale: str) -> None:
+        if scale == "smoke":
+            sounds = SoundClips(30, seconds=1.0, sample_rate=SAMPLE_RATE)
+            self.waveforms = [sounds[i][0] for i in range(len(sounds))]
+            self.features = [extract(waveform, "mel") for waveform in self.waveforms]
+            self.phones = [torch.full((len(x),), i % len(CLASSES)) for i, x in enumerate(self.features)]
+            everyone = [speaker for pair in SPEAKERS for speaker in pair]
+            self.speakers = [everyone[i % 10] for i in range(30)]
+            self.texts = [TEXTS[(i + i // 10) % 10] for i in range(30)]
+        else:
+            clips = EmoDBClips()
+            self.waveforms, self.features, self.phones = clips.waveforms, clips.features, clips.phones
+            self.speakers, self.texts = clips.speakers, clips.texts
+
+    def split(self, fold: int) -> tuple[list[int], list[int], list[int]]:
+        """Clips to train on, test clips of new speakers and sentences, and held-out sentences of training speakers."""
+        held = held_out(self.speakers, self.texts, fold)
+        parts = (~held.speaker & ~held.text, held.speaker & held.text, ~held.speaker & held.text)
+        train, strangers, sentences = (np.flatnonzero(part).tolist() for part in parts)
+        return train, strangers, sentences
+
+    def frame_speakers(self) -> list[Tensor]:
+        """The clip's speaker as a label of every frame that has a phone."""
+        names = sorted(set(self.speakers))
+        return [
+            torch.where(phones == IGNORED, IGNORED, names.index(name))
+            for phones, name in zip(self.phones, self.speakers)
+        ]
+
+    def noisy(self, index: int) -> Tensor:
+        """Features of clip `index` with white noise at 10 dB added to the waveform, always the same."""
+        waveform = self.waveforms[index]
+        noise = torch.randn(len(waveform), generator=torch.Generator().manual_seed(index))
+        return extract(waveform + noise * waveform.square().mean().sqrt() * 10 ** (-NOISE_DB / 20), "mel")
+
+
+def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Encoder:
+    """An encoder pre-trained on the clips under the policy of an ablation name."""
+    module = PretrainModule(encoder=untrained_sizes(run, plan), lr=plan.lr, total_steps=plan.steps)
+    batches = Bucketed(clips, buckets([len(clip) for clip in clips], plan.batch_size))
+    collate = partial(altered_batch, policy=named_policy(alteration))
+    make = partial(bucket_loader, batches, collate, seed=run.seed)
+    fit(module, lambda trainer: make(trainer=trainer), run=run, max_steps=plan.steps, gradient_clip_val=5.0)
+    return module.model.encoder
+
+
+def untrained_sizes(run: Run, plan: Plan) -> dict[str, Any]:
+    """Sizes of the encoder, with the generator set so that every arm of a seed starts from the same weights."""
+    L.seed_everything(run.seed, verbose=False)
+    return plan.encoder
+
+
+def last_layer(encoder: Encoder) -> Represent:
+    """The last hidden layer of an utterance, in eval mode."""
+    encoder.eval()
+
+    @torch.no_grad()
+    def represent(features: Tensor) -> Tensor:
+        return encoder(features[None])[0]
+
+    return represent
+
+
+def concatenated(represent: Represent) -> Represent:
+    """9 frames of a representation side by side."""
+    return lambda x: stack_frames(represent(x)[None], torch.tensor([len(x)]))[0]
+
+
+def frames(represent: Represent, features: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """All labelled frames of some clips: (N, D) and (N,)."""
+    x = torch.cat([represent(clip)[label != IGNORED] for clip, label in zip(features, labels)])
+    return x, torch.cat([label[label != IGNORED] for label in labels])
+
+
+def fit_probe(x: Tensor, y: Tensor, num_classes: int, steps: int, seed: int) -> Callable[[Tensor, Tensor], float]:
+    """A linear softmax classifier on standardised frames; returns its accuracy (%) as a function of (frames, labels).
+
+    Adam, 256 frames a step, rate 3e-3 falling linearly to 0, from zero weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = x.mean(dim=0), x.std(dim=0) + 1e-6
+    x = (x - mean) / std
+    weight = nn.Parameter(torch.zeros(num_classes, x.shape[1]))
+    bias = nn.Parameter(torch.zeros(num_classes))
+    optimizer = torch.optim.Adam([weight, bias], lr=3e-3, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
+        chosen = torch.randint(len(x), (256,), generator=generator)
+        loss = F.cross_entropy(F.linear(x[chosen], weight, bias), y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def accuracy(test_x: Tensor, test_y: Tensor) -> float:
+        scores = F.linear((test_x - mean) / std, weight, bias)
+        return 100 * (scores.argmax(dim=1) == test_y).float().mean().item()
+
+    return accuracy
