@@ -78,6 +78,12 @@ def mask_every_clip_alike() -> None:
     module.random_mask = mask  # type: ignore[assignment]
 
 
+def log_on_the_first_process_only() -> None:
+    """MetricsCSV.keep_before wants the writer that only the first process has; the others have nothing to put back."""
+    keep = cli.MetricsCSV.keep_before
+    cli.MetricsCSV.keep_before = lambda self, step: None if RANK else keep(self, step)  # type: ignore[method-assign]
+
+
 def allow_fsdp_on_cpu() -> None:
     """Lightning refuses FSDP without a GPU; torch does not."""
     connector: Any = accelerator_connector._AcceleratorConnector
@@ -110,6 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     draw_whole_batches()
     mask_every_clip_alike()
+    log_on_the_first_process_only()
     allow_fsdp_on_cpu()
     for strategy in strategies:
         for paper in BATCHES:

@@ -1,6 +1,6 @@
 """SIGKILL at random moments of `encore reproduce`: the results must be those of a run that nobody disturbed.
 
-    python -m tests.benchmarks.chaos [--kills 50] [--seed 0]        (make chaos)
+    python -m tests.benchmarks.chaos [--kills 50] [--seed 0] [--light]        (make chaos)
 
 The claim has three units that train a small network through common.training.run.fit, so every kill meets real
 checkpoints. A kill hits the engine, a unit, or the engine and all its units at once. When the run gets to its end
@@ -216,28 +216,41 @@ class Fire:
             reader.join()
 
 
+def training(root: Path) -> tuple[str, str]:
+    """A tree with the claim above: (paper, claim)."""
+    (root / "common").symlink_to(paths.REPOSITORY / "common")
+    files = {"__init__.py": "", "chaos/__init__.py": "", "chaos/paper.yaml": PAPER, "chaos/claims.py": CLAIMS}
+    for name, text in files.items():
+        (root / "papers" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "papers" / name).write_text(text)
+    return "chaos", "survives"
+
+
+def counting(root: Path) -> tuple[str, str]:
+    """The tree of the tests, whose units count to five with a checkpoint at each step and need no torch."""
+    from tests.benchmarks.conftest import FILES
+
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text.replace("baseline: baseline", "baseline: 3"))
+    shutil.copy(paths.REPOSITORY / "common" / "errors.py", root / "common" / "errors.py")
+    os.environ |= {"TOY_CALLS": str(root / "calls"), "TOY_SECONDS": "1"}
+    return "toy", "better"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.chaos", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--light", action="store_true", help="units that count instead of training: a minute or two")
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="encore-chaos-") as folder:
-        root = Path(folder)
-        (root / "common").symlink_to(paths.REPOSITORY / "common")
-        for name, text in {
-            "__init__.py": "",
-            "chaos/__init__.py": "",
-            "chaos/paper.yaml": PAPER,
-            "chaos/claims.py": CLAIMS,
-        }.items():
-            (root / "papers" / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / "papers" / name).write_text(text)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        outcome = Fire(root, "chaos", "survives", seed=given.seed, say=lambda line: print(line, flush=True)).rage(
-            given.kills
-        )
+        paper, claim = (counting if given.light else training)(Path(folder))
+        fire = Fire(Path(folder), paper, claim, seed=given.seed, say=lambda line: print(line, flush=True))
+        outcome = fire.rage(given.kills)
     for problem in [*outcome.different, *outcome.torn]:
         print(f"error: {problem}", file=sys.stderr)
     kills = ", ".join(f"{n} {victim}" for victim, n in outcome.kills.items())

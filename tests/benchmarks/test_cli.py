@@ -204,6 +204,7 @@ def test_facts_of_an_unfinished_paper_are_errors_not_a_crash(tree):
     [
         ["reproduce"],
         ["reproduce", "PAPER=clip", "SCALE=smoke", "ARGS=--seeds 0,1 --measurements"],
+        ["reproduce", "PAPER=all", "ENGINE=ray", "ARGS=--plan --budget 30m"],
         ["facts"],
         ["facts", "PAPER=clip"],
         ["report"],

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from benchmarks import catalog, engines
+from benchmarks import catalog, engines, paths
 from benchmarks.engines import Job, run_units
 from benchmarks.engines import ray as ray_engine
 from benchmarks.engines import slurm as slurm_engine
@@ -227,6 +227,19 @@ def test_an_engine_whose_extra_is_missing_says_how_to_get_it(tree, monkeypatch, 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EncoreError, match=f"engine {engine} needs {package}: make setup EXTRAS={engine}"):
         run_units(engine, jobs_of(), workers=None, finished=lambda unit: None)
+
+
+def test_the_lock_of_the_extras_agrees_with_the_one_of_the_base_and_names_no_index():
+    def pins(name):
+        text = (paths.REPOSITORY / name).read_text()
+        assert not re.search(r"https?://", text)
+        assert len(re.findall(r"^[a-z].*==.*\\$\n +--hash=sha256:", text, re.MULTILINE)) == text.count("==")
+        return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+    base, extras = pins("requirements.lock"), pins("requirements-extras.lock")
+    assert {"ray", "submitit"} <= extras.keys()
+    assert not {"ray", "submitit"} & base.keys()
+    assert {name: version for name, version in extras.items() if name in base and version != base[name]} == {}
 
 
 def test_an_unknown_engine_is_answered_with_the_choices(tree):
