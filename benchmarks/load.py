@@ -58,7 +58,8 @@ def _refuse_what_is_no_data(path: Path, text: str) -> None:
         elif isinstance(event, yaml.ScalarEvent) and any(map(_is_control, event.value)):
             wrong = f"a control character in {event.value[:40]!a}"
         if wrong:
-            raise EncoreError(f"{paths.shown(path)}:{event.start_mark.line + 1}: not allowed here: {wrong}")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise EncoreError(f"{paths.shown(path)}:{line}: not allowed here: {wrong}")
 
 
 def _is_control(character: str) -> bool:

@@ -50,9 +50,9 @@ class ArmMetric(Strict):
 class Needs(Strict):
     """What one unit asks a cluster for (engines ray and slurm). The local engine gives it a share of the machine."""
 
-    cores: int = Field(1, ge=1, le=10_000)
-    gpus: int = Field(0, ge=0, le=10_000)
-    memory_gb: float = Field(4.0, gt=0, le=1e5)
+    cores: int = Field(default=1, ge=1, le=10_000)
+    gpus: int = Field(default=0, ge=0, le=10_000)
+    memory_gb: float = Field(default=4.0, gt=0, le=1e5)
 
 
 class Experiment(Strict):

@@ -21,6 +21,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.connectors import accelerator_connector
+from torch.distributed.fsdp import fully_sharded_data_parallel
 from torch.utils._pytree import tree_map_only
 
 from benchmarks import paths
@@ -84,10 +85,28 @@ def log_on_the_first_process_only() -> None:
     cli.MetricsCSV.keep_before = lambda self, step: None if RANK else keep(self, step)  # type: ignore[method-assign]
 
 
+def cut_texts_to_one_length() -> None:
+    """BART's loss is a mean over the tokens of a batch: only halves with as many tokens have the mean of the whole."""
+    from papers.bart import data
+
+    collate = data.collate_pairs
+
+    def evened(pairs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        source, target = collate(pairs)
+        return source, target[:, : min(len(original) for _, original in pairs)]
+
+    data.collate_pairs = evened
+
+
 def allow_fsdp_on_cpu() -> None:
-    """Lightning refuses FSDP without a GPU; torch does not."""
+    """Lightning and torch refuse FSDP where there is no accelerator, unless told that the device is the CPU."""
     connector: Any = accelerator_connector._AcceleratorConnector
     connector._check_strategy_and_fallback = lambda self: None
+    handle = fully_sharded_data_parallel._init_device_handle
+    cpu = torch.device("cpu")
+    fully_sharded_data_parallel._init_device_handle = lambda state, module, ignored, _: handle(
+        state, module, ignored, cpu
+    )
 
 
 def train(paper: str, strategy: str, folder: Path) -> Recorder:
@@ -116,6 +135,7 @@ def main() -> None:
     torch.set_num_threads(1)
     draw_whole_batches()
     mask_every_clip_alike()
+    cut_texts_to_one_length()
     log_on_the_first_process_only()
     allow_fsdp_on_cpu()
     for strategy in strategies:

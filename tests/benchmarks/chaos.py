@@ -196,7 +196,10 @@ class Fire:
 
         def read() -> None:
             while not over.wait(0.02):
-                for file in [*self.runs.rglob("result.json"), self.record]:
+                units = [
+                    Path(folder) / "result.json" for folder, _, names in os.walk(self.runs) if "result.json" in names
+                ]
+                for file in [*units, self.record]:
                     try:
                         content = json.loads(file.read_text())
                     except FileNotFoundError:

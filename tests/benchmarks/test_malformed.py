@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+pytest.importorskip("hypothesis", reason="an older environment: make setup")
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
