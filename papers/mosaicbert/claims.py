@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.data.wordpiece import WordPiece
 from common.masking import mlm_mask
 from common.training.flops import multiply_adds
 from common.training.loader import seeded, train_loader
@@ -28,7 +29,6 @@ from papers.mosaicbert.data import (
 )
 from papers.mosaicbert.model import MaskedLM
 from papers.mosaicbert.module import Pretraining
-from papers.mosaicbert.wordpiece import WordPiece
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Text:
 def wikitext(plan: Plan) -> Text:
     """WikiText-2's sentences under a WordPiece trained on the training part."""
     train, held_out = named_sentences("wikitext2")
-    tokenizer = WordPiece.train(train, plan.vocab_size)
+    tokenizer = WordPiece.train(train, plan.vocab_size, rarest=5)
     rows = [encode(part, tokenizer, plan.max_length) for part in (train, held_out[: plan.held_out])]
     return Text(Documents(rows[:1]), Documents(rows[1:]), tokenizer)
 

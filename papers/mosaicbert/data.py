@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data import sources
 from common.data.tables import read_text
+from common.data.wordpiece import WordPiece
 from common.errors import EncoreError
 from common.masking import mlm_mask
 from common.training.loader import seeded, train_loader
-from papers.mosaicbert.wordpiece import WordPiece
 
 Rows = np.ndarray
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -298,6 +298,6 @@ class Sentences(_Masked):
 
     def build(self) -> tuple[WordPiece, Documents, Documents]:
         splits = named_sentences(self.source)
-        tokenizer = WordPiece.train(splits[0], self.vocab_size)
+        tokenizer = WordPiece.train(splits[0], self.vocab_size, rarest=5)
         train, valid = (Documents([encode(split, tokenizer, self.max_length)]) for split in splits)
         return tokenizer, train, valid

@@ -1,5 +1,7 @@
 """Figures that follow from sizes and closed forms, for `encore facts`."""
 
+from typing import Any
+
 from papers.mosaicbert.attention import alibi_slopes
 from papers.mosaicbert.glue import TASKS
 from papers.mosaicbert.model import (
@@ -14,7 +16,7 @@ from papers.mosaicbert.model import (
 from papers.mosaicbert.module import WARMUP
 
 SAMPLES, BATCH, DOCUMENTS = 286_720_000, 4096, 364_868_892
-ENCODERS = {
+ENCODERS: dict[str, Any] = {
     "base": mosaicbert_base,
     "base_matched": mosaicbert_base_matched,
     "large": mosaicbert_large,

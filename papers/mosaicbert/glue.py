@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from common.data.wordpiece import WordPiece
 from common.errors import EncoreError
 from common.training.loader import train_loader
-from papers.mosaicbert.wordpiece import WordPiece
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -132,7 +132,8 @@ def cut(parts: Sequence[list[int]], room: int) -> list[list[int]]:
 
 def collate(items: Sequence[tuple[Tensor, Tensor, float]], regression: bool) -> Batch:
     """Padded to the longest; labels (B,) int64, float32 for regression."""
-    tokens, segments = (pad_sequence([item[i] for item in items], batch_first=True) for i in (0, 1))
+    tokens = pad_sequence([ids for ids, _, _ in items], batch_first=True)
+    segments = pad_sequence([kind for _, kind, _ in items], batch_first=True)
     labels = torch.tensor([item[2] for item in items], dtype=torch.float32 if regression else torch.int64)
     return tokens, tokens != 0, segments, labels
 
@@ -151,17 +152,23 @@ class GLUE(L.LightningDataModule):
         seed: int = 19,
     ) -> None:
         super().__init__()
-        self.path, self.name, self.tokenizer_path, self.batch_size = Path(path), task, tokenizer, batch_size
+        self.path, self.task_name, self.tokenizer_path, self.batch_size = Path(path), task, tokenizer, batch_size
         self.max_length, self.num_workers, self.seed = max_length, num_workers, seed
         self.train: Labelled | None = None
 
     def setup(self, stage: str | None = None) -> None:
         if self.train is not None:
             return
-        self.task, tokenizer, splits = task(self.name), WordPiece.load(self.tokenizer_path), local_splits(self.path)
+        self.task, tokenizer, splits = (
+            task(self.task_name),
+            WordPiece.load(self.tokenizer_path),
+            local_splits(self.path),
+        )
         absent = {"train", *self.task.validation} - splits.keys()
         if absent:
-            raise EncoreError(f"{self.path}: {self.name} needs {', '.join(sorted(absent))}; it has {', '.join(splits)}")
+            raise EncoreError(
+                f"{self.path}: {self.task_name} needs {', '.join(sorted(absent))}; it has {', '.join(splits)}"
+            )
         made = {}
         for split in ("train", *self.task.validation):
             absent = {*self.task.columns, "label"} - set(splits[split].column_names)

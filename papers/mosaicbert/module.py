@@ -63,7 +63,7 @@ class Pretraining(_Recipe):
     ) -> None:
         super().__init__(lr, weight_decay, total_steps, floor)
         self.model = MaskedLM(build(encoder, vocab_size))
-        self.scores = nn.ModuleDict({"loss": MeanMetric(), "accuracy": MeanMetric()})
+        self.val_loss, self.val_accuracy = MeanMetric(), MeanMetric()
 
     def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
         loss = self.model.loss(*batch)
@@ -72,9 +72,9 @@ class Pretraining(_Recipe):
 
     def validation_step(self, batch: data.Batch, batch_idx: int) -> None:
         logits, labels = self.model.labelled(*batch)
-        self.scores["loss"].update(F.cross_entropy(logits.float(), labels, reduction="none"))
-        self.scores["accuracy"].update((logits.argmax(-1) == labels).float())
-        self.log_dict({f"val/{name}": score for name, score in self.scores.items()}, prog_bar=True)
+        self.val_loss.update(F.cross_entropy(logits.float(), labels, reduction="none"))
+        self.val_accuracy.update((logits.argmax(-1) == labels).float())
+        self.log_dict({"val/loss": self.val_loss, "val/accuracy": self.val_accuracy}, prog_bar=True)
 
 
 METRICS: dict[str, Any] = {
@@ -129,13 +129,18 @@ class FineTuning(_Recipe):
         scores = self.model(*inputs)
         predicted = scores[:, 0].float() if self.task.num_classes == 1 else scores.argmax(-1)
         for name in self.task.metrics:
-            self.scores[name + self.parts[dataloader_idx]].update(predicted, labels)
+            self.score(name + self.parts[dataloader_idx]).update(predicted, labels)
+
+    def score(self, name: str) -> Metric:
+        """The running measure of that name."""
+        metric = self.scores[name]
+        assert isinstance(metric, Metric)
+        return metric
 
     def on_validation_epoch_end(self) -> None:
         """Every measure, and their mean `val/score`, which is what enters the GLUE average."""
         values: dict[str, Tensor] = {}
-        for name, score in self.scores.items():
-            assert isinstance(score, Metric)
-            values[f"val/{name}"] = score.compute()
-            score.reset()
+        for name in self.scores:
+            values[f"val/{name}"] = self.score(name).compute()
+            self.score(name).reset()
         self.log_dict(values | {"val/score": torch.stack([*values.values()]).mean()}, prog_bar=True)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from common.data import sources
 from common.data.tables import read_table
+from common.data.wordpiece import WordPiece
 from common.training.loader import seeded
 from common.training.run import Run
 from papers.mosaicbert.attention import Layout, attention_bias
 from papers.mosaicbert.data import Batch, Masking, encode, named_sentences
 from papers.mosaicbert.model import MaskedLM, MosaicBert, mosaicbert_base
-from papers.mosaicbert.wordpiece import WordPiece
 
 Step = Callable[[Batch], Tensor]  # batch -> scalar to differentiate
 
@@ -30,7 +30,7 @@ def sst2_batches(count: int, size: int, seed: int, max_length: int = 128) -> lis
     The WordPiece is trained on WikiText-2; 8,192 pieces cut the sentences about as finely as BERT's 30,522 do.
     """
     table = read_table(sources.locate("sst2")["sst2-train.parquet"], ["text"])
-    tokenizer = WordPiece.train(named_sentences("wikitext2")[0], 8192)
+    tokenizer = WordPiece.train(named_sentences("wikitext2")[0], 8192, rarest=5)
     chosen = np.random.default_rng(seed).choice(len(table["text"]), (count, size), replace=False)
     masking = Masking(tokenizer, 0.3)
     with seeded(seed):
@@ -106,13 +106,13 @@ def against_transformers(run: Run) -> dict[str, float]:
     smoke = run.scale == "smoke"
     batches = sst2_batches(count=2 if smoke else 4, size=8, seed=run.seed)
     torch.manual_seed(run.seed)
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if smoke:
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+        config |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
         ours = MaskedLM(MosaicBert(vocab_size=30528, dim=32, depth=1, num_heads=4, mlp_dim=64, dropout=0.0))
-        theirs: Any = BertForMaskedLM(BertConfig(**sizes, **none))
     else:
-        ours, theirs = MaskedLM(mosaicbert_base(dropout=0.0)), BertForMaskedLM(BertConfig(**none))
+        ours = MaskedLM(mosaicbert_base(dropout=0.0))
+    theirs: Any = BertForMaskedLM(BertConfig(**config))
 
     def their_loss(batch: Batch) -> Tensor:
         tokens, valid, labels = batch
