@@ -9,6 +9,7 @@ transformer exists. Weights of CLIP itself are loaded by papers.clip.interop.
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ NAMES = [  # (ours, theirs), as beginnings
 FROZEN = ("token_prefix", "token_suffix")
 OWN = "model.prompt."  # of a training checkpoint
 # The schedule in a file holds its optimizer as an object; these classes are torch's own and only keep numbers.
-IN_SCHEDULE = [SGD, CosineAnnealingLR, defaultdict, dict]
+IN_SCHEDULE: list[Any] = [SGD, CosineAnnealingLR, defaultdict, dict]
 
 
 def _rename(key: str, pairs: list[tuple[str, str]]) -> str:

@@ -60,7 +60,7 @@ class PromptTuning(L.LightningModule):
         self.register_buffer("started", torch.tensor(False))  # a restored prompt must not go back to its first words
         self.epochs, self.lr, self.warmup_lr = epochs, lr, warmup_lr
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.metrics = nn.ModuleDict({prefix + part: MeanMetric() for prefix in PREFIXES for part in PARTS})
+        self.metrics: Any = nn.ModuleDict({prefix + part: MeanMetric() for prefix in PREFIXES for part in PARTS})
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -221,7 +221,8 @@ class EmojiTask(SmallTask):
         images, labels, concepts = emoji_pool()
         rng = np.random.default_rng([self.seed, 2])
         base, new = self.divide(KEYWORDS)
-        shots, tests = [], {"base": [], "new": []}
+        shots: list[int] = []
+        tests: dict[str, list[int]] = {"base": [], "new": []}
         for label in range(len(KEYWORDS)):
             rows = [int(row) for row in rng.permutation(len(labels)) if labels[row] == label]
             order = list(dict.fromkeys(concepts[row] for row in rows))
