@@ -235,6 +235,7 @@ def test_a_malformed_override_of_a_config_ends_with_exit_code_2(override, tmp_pa
     from common.training.cli import main as train
 
     monkeypatch.chdir(paths.REPOSITORY)
+    monkeypatch.setattr("logging.raiseExceptions", False)  # Lightning's handler holds the stream of an earlier test
     config = "papers/pointer_networks/configs/smoke.yaml"
     keep = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"]
     with pytest.raises(SystemExit) as ended:
