@@ -112,11 +112,12 @@ def dino_from_hub(state: State) -> State:
             part, kind = rest.rsplit(".", 1)
             name = f"blocks.layers.{number}.{HUB_LAYER.get(part, part)}.{kind}"
         out[ours.get(name, name)] = value
-    for name in [n for n in out if ".attention.attention.query." in n]:
-        parts = [name.replace("query", part) for part in ("query", "key", "value")]
-        if any(part not in out for part in parts):
-            raise EncoreError(f"weights lack {' or '.join(part for part in parts if part not in out)}")
-        fuse_qkv(out, *parts, name.replace("attention.attention.query", "attn.qkv"))
+    for query in [n for n in out if ".attention.attention.query." in n]:
+        key, values = query.replace("query", "key"), query.replace("query", "value")
+        missing = [name for name in (key, values) if name not in out]
+        if missing:
+            raise EncoreError(f"weights lack {' and '.join(missing)}; the file is not whole")
+        fuse_qkv(out, query, key, values, query.replace("attention.attention.query", "attn.qkv"))
     return _unbatched(out)
 
 

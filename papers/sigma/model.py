@@ -30,10 +30,19 @@ class DINO(nn.Module):
     """Frozen ViT of DINO as projection network: the patch tokens of every second frame, after the last norm."""
 
     def __init__(
-        self, *, image_size: int, patch_size: int, dim: int, depth: int, num_heads: int, stride: int = 2
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        in_channels: int = 3,
+        stride: int = 2,
     ) -> None:
         super().__init__()
-        self.vit = ViT(image_size=image_size, patch_size=patch_size, dim=dim, depth=depth, num_heads=num_heads, eps=EPS)
+        size = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+        self.vit = ViT(**size, dim=dim, depth=depth, num_heads=num_heads, eps=EPS)
         self.vit.requires_grad_(False)
         self.stride, self.out_dim = stride, dim
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.errors import EncoreError
 from common.training.cli import run as train
-from papers.sigma import data, interop
+from common.training.run import Run
+from papers.sigma import claims, data, interop
 from papers.sigma.collapse import effective_rank, spread
 from papers.sigma.downstream import FineTuning, LinearProbe
 from papers.sigma.model import DINO, SIGMA, projection_mlp, sigma_tiny_patch8_32
@@ -283,3 +284,39 @@ def test_smoke_config_trains_and_its_loss_falls(tmp_path):
     losses = [float(row[rows[0].index("train/loss")]) for row in rows[1:] if row[rows[0].index("train/loss")]]
     assert trained_.trainer.global_step == len(losses)
     assert losses[-1] < 0.8 * losses[0]
+
+
+# Claims
+
+
+@pytest.mark.parametrize(
+    ("entry", "arm", "metric"),
+    [
+        (claims.collapse, "l2", "effective_rank"),
+        (claims.collapse, "soft", "effective_rank"),
+        (claims.features, "sinkhorn", "glyph_top1"),
+        (claims.features, "pixels", "glyph_top1"),
+        (claims.features, "untrained", "glyph_top1"),
+    ],
+)
+def test_claim_entries_return_their_metrics_at_smoke_scale(entry, arm, metric, tmp_path):
+    run = Run("sigma", "claim", arm, 0, "smoke", tmp_path)
+    found = entry(run)
+    assert all(isinstance(value, float) for value in found.values())
+    assert found[metric] > 0
+    assert {"glyph_top1", "direction_top1"} <= found.keys()
+    if arm == "l2":
+        assert entry(run) == found, "a finished unit is loaded, not trained again"
+    if arm == "pixels":
+        assert found["steps"] > claims.PLANS["smoke"].steps, "equal multiply-adds: no phi to pay for"
+
+
+def test_all_sigma_arms_of_a_seed_start_alike_and_pay_for_phi(tmp_path):
+    starts = [claims.sigma(Run("sigma", "claim", arm, 3, "smoke", tmp_path)) for arm in ("sinkhorn", "l2", "soft")]
+    states = [model.state_dict() for model, _ in starts]
+    assert all(torch.equal(value, state[name]) for state in states for name, value in states[0].items())
+    assert [(module.objective, module.hard) for _, module in starts] == [
+        ("sinkhorn", True), ("l2", True), ("sinkhorn", False)
+    ]  # fmt: skip
+    ratio = claims.clip_cost(starts[0][0]) / claims.clip_cost(claims.pretrain_videomae_tiny_patch8_32())
+    assert 1.1 < ratio < 1.6
