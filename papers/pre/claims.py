@@ -37,15 +37,22 @@ LEARNING_RATE = 0.2  # of every kind
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a scale. size: scenes of the shapes' pre-training; draws: tasks (classes, shots) a seed."""
+    """Sizes of a scale. draws: tasks (classes, shots) a seed. Of the shapes: size, scenes of the pre-training, and
+    test_each, test images a class.
+    """
 
     steps: int
     epochs: int
     draws: int
+    shots: int = 16
     size: int = 12_000
+    test_each: int = 30
 
 
-PLANS = {"smoke": Plan(steps=4, epochs=2, draws=1, size=128), "cpu": Plan(steps=1200, epochs=50, draws=2)}
+PLANS = {
+    "smoke": Plan(steps=4, epochs=2, draws=1, shots=1, size=128, test_each=1),
+    "cpu": Plan(steps=1200, epochs=50, draws=2),
+}
 SHAPES_PLANS = PLANS | {"cpu": Plan(steps=1000, epochs=50, draws=1)}
 
 
@@ -54,16 +61,16 @@ def on_emoji(run: Run) -> dict[str, float]:
     if run.scale == "smoke":
         return on_shapes(run)
     data = pretraining_data("emoji", run.seed)
-    return _base_to_new(run, PLANS[run.scale], data, lambda seed: EmojiTask(seed=seed, backbone_seed=run.seed))
+    plan = PLANS[run.scale]
+    return _base_to_new(run, plan, data, lambda seed: EmojiTask(seed=seed, backbone_seed=run.seed, shots=plan.shots))
 
 
 def on_shapes(run: Run) -> dict[str, float]:
     """Colour and shape under pixel noise that pre-training does not have."""
     plan = SHAPES_PLANS[run.scale]
     data = pretraining_data("shapes", run.seed, plan.size)
-    return _base_to_new(
-        run, plan, data, lambda seed: ShapesTask(seed=seed, backbone_seed=run.seed, pretraining_size=plan.size)
-    )
+    sizes = {"backbone_seed": run.seed, "shots": plan.shots, "pretraining_size": plan.size, "test_each": plan.test_each}
+    return _base_to_new(run, plan, data, lambda seed: ShapesTask(seed=seed, **sizes))
 
 
 def _base_to_new(run: Run, plan: Plan, data: SmallData, make_task: Callable[[int], SmallTask]) -> dict[str, float]:

@@ -7,14 +7,11 @@ transformer exists. Weights of CLIP itself are loaded by papers.clip.interop.
 """
 
 import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import EncoreError
 from common.interop import check_and_load, read_checkpoint
@@ -31,8 +28,24 @@ NAMES = [  # (ours, theirs), as beginnings
 ]
 FROZEN = ("token_prefix", "token_suffix")
 OWN = "model.prompt."  # of a training checkpoint
-# The schedule in a file holds its optimizer as an object; these classes are torch's own and only keep numbers.
-IN_SCHEDULE: list[Any] = [SGD, CosineAnnealingLR, defaultdict, dict]
+
+
+class _Left:
+    """Stands for the schedule and optimizer objects in a file's "scheduler": read past, not built."""
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _plain(*factory: type) -> dict[Any, Any]:
+    return {}
+
+
+READ_PAST: list[Any] = [
+    (_Left, "torch.optim.sgd.SGD"),
+    (_Left, "torch.optim.lr_scheduler.CosineAnnealingLR"),
+    (_plain, "collections.defaultdict"),
+    dict,
+]
 
 
 def _rename(key: str, pairs: list[tuple[str, str]]) -> str:
@@ -76,7 +89,7 @@ def load_prompt(prompt: Prompt, path: str | Path) -> None:
 
     Raises EncoreError that says what differs, e.g. another variant or number of context tokens.
     """
-    with torch.serialization.safe_globals(IN_SCHEDULE):
+    with torch.serialization.safe_globals(READ_PAST):
         state = read_checkpoint(path).get("state_dict", {})
     own = {key.removeprefix(OWN): value for key, value in state.items() if key.startswith(OWN)}
     if not own and "ctx" not in state:

@@ -191,7 +191,8 @@ KEYWORDS = (
 def emoji_pool() -> tuple[Tensor, list[int], list[str]]:
     """Drawings of VENDORS that have one of KEYWORDS: images (N, 3, 32, 32), labels into KEYWORDS, concepts (names).
 
-    A concept with several of them belongs to the one that fewest concepts have.
+    All differ: some flags have one drawing under several names, of which the first is kept. A concept with several of
+    the keywords belongs to the one that fewest concepts have.
     """
     table = read_table(sources.locate("emoji")["all.parquet"])
     names = [name.lower() for name in table["name"]]
@@ -199,9 +200,13 @@ def emoji_pool() -> tuple[Tensor, list[int], list[str]]:
     shown = [i for i, group in enumerate(table["group"]) if group in EmojiPretraining.groups]
     concepts = {word: len({names[i] for i in shown if word in words[i]}) for word in KEYWORDS}
     rows = [i for i in shown if table["vendor"][i] in VENDORS and words[i]]
+    images = decode_images([table["image"][i] for i in rows], size=36)[:, 2:-2, 2:-2]
+    _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
+    first.sort()
+    rows = [rows[i] for i in first]
     rarest = [min(words[i], key=lambda word: (concepts[word], word)) for i in rows]
-    images = channels_first(decode_images([table["image"][i] for i in rows], size=36))[..., 2:-2, 2:-2].contiguous()
-    return images, [KEYWORDS.index(word) for word in rarest], [names[i] for i in rows]
+    labels = [KEYWORDS.index(word) for word in rarest]
+    return channels_first(images[first]), labels, [names[i] for i in rows]
 
 
 class EmojiTask(SmallTask):
