@@ -1,14 +1,15 @@
 """The claims at a small scale. Each function is one unit: (arm, seed) -> metrics, in percent.
 
-Speech: Emo-DB (at smoke scale generated sounds). Seed s holds out speakers and sentences by fold s mod 5. An encoder is
-pre-trained without labels on clips of which neither is held out; linear probes are then fitted on its last layer. Phones
-are scored on clips of which both are held out, speakers on the training speakers' held-out sentences.
+Speech: Emo-DB (at smoke scale generated sounds). Seed s holds out speakers and sentences by fold s mod 5. An encoder
+is pre-trained without labels on clips of which neither is held out; linear probes are then fitted on its last layer.
+Phones are scored on clips of which both are held out, speakers on the training speakers' held-out sentences.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -22,7 +23,7 @@ from papers.tera.alteration import named_policy
 from papers.tera.corpora import PHONES, SPEAKERS, TEXTS, EmoDBClips, held_out
 from papers.tera.data import IGNORED, Bucketed, altered_batch, bucket_loader, buckets
 from papers.tera.features import SAMPLE_RATE, extract
-from papers.tera.model import Encoder
+from papers.tera.model import INIT_STD, Encoder
 from papers.tera.module import PretrainModule
 from papers.tera.probes import stack_frames
 
@@ -43,14 +44,25 @@ class Plan:
 
     @property
     def encoder(self) -> dict[str, Any]:
-        return {"dim": self.dim, "depth": self.depth, "num_heads": 4, "mlp_dim": 4 * self.dim, "dropout": 0.1}
+        # 0.02 at width 768 is what this is at a smaller width
+        std = INIT_STD * math.sqrt(768 / self.dim)
+        sizes = {"dim": self.dim, "depth": self.depth, "num_heads": 4, "mlp_dim": 4 * self.dim}
+        return sizes | {"dropout": 0.1, "init_std": std}
 
 
 PLANS = {
     "smoke": Plan(dim=32, depth=1, steps=4, probe_steps=20),
-    "cpu": Plan(dim=128, depth=3, steps=250),
+    "cpu": Plan(dim=96, depth=2, steps=600, batch_size=4),
     "gpu": Plan(dim=256, depth=3, steps=10000, batch_size=32, probe_steps=5000),
 }
+
+
+class Split(NamedTuple):
+    """Indices of clips: to train on; of new speakers and new sentences; new sentences of the training speakers."""
+
+    train: list[int]
+    strangers: list[int]
+    sentences: list[int]
 
 
 class Corpus:
@@ -70,12 +82,10 @@ class Corpus:
             self.waveforms, self.features, self.phones = clips.waveforms, clips.features, clips.phones
             self.speakers, self.texts = clips.speakers, clips.texts
 
-    def split(self, fold: int) -> tuple[list[int], list[int], list[int]]:
-        """Clips to train on, test clips of new speakers and sentences, and held-out sentences of training speakers."""
+    def split(self, fold: int) -> Split:
         held = held_out(self.speakers, self.texts, fold)
         parts = (~held.speaker & ~held.text, held.speaker & held.text, ~held.speaker & held.text)
-        train, strangers, sentences = (np.flatnonzero(part).tolist() for part in parts)
-        return train, strangers, sentences
+        return Split(*(np.flatnonzero(part).tolist() for part in parts))
 
     def frame_speakers(self) -> list[Tensor]:
         """The clip's speaker as a label of every frame that has a phone."""
@@ -94,7 +104,7 @@ class Corpus:
 
 def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Encoder:
     """An encoder pre-trained on the clips under the policy of an ablation name."""
-    module = PretrainModule(encoder=untrained_sizes(run, plan), lr=plan.lr, total_steps=plan.steps)
+    module = PretrainModule(encoder=encoder_sizes(run, plan), lr=plan.lr, total_steps=plan.steps)
     batches = Bucketed(clips, buckets([len(clip) for clip in clips], plan.batch_size))
     collate = partial(altered_batch, policy=named_policy(alteration))
     make = partial(bucket_loader, batches, collate, seed=run.seed)
@@ -102,10 +112,21 @@ def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Enco
     return module.model.encoder
 
 
-def untrained_sizes(run: Run, plan: Plan) -> dict[str, Any]:
+def encoder_sizes(run: Run, plan: Plan) -> dict[str, Any]:
     """Sizes of the encoder, with the generator set so that every arm of a seed starts from the same weights."""
     L.seed_everything(run.seed, verbose=False)
     return plan.encoder
+
+
+def representation(run: Run, plan: Plan, corpus: Corpus) -> Represent:
+    """What an arm's probes see: the "logmel" frames themselves, the last layer of an "untrained" encoder, or that of
+    one pre-trained under the alteration the arm is named after."""
+    if run.arm == "logmel":
+        return lambda x: x
+    if run.arm == "untrained":
+        return last_layer(Encoder(**encoder_sizes(run, plan)))
+    train = [corpus.features[i] for i in corpus.split(run.seed).train]
+    return last_layer(pretrain(run, plan, train, run.arm))
 
 
 def last_layer(encoder: Encoder) -> Represent:
@@ -119,14 +140,14 @@ def last_layer(encoder: Encoder) -> Represent:
     return represent
 
 
-def concatenated(represent: Represent) -> Represent:
-    """9 frames of a representation side by side."""
-    return lambda x: stack_frames(represent(x)[None], torch.tensor([len(x)]))[0]
+def concatenated(x: Tensor) -> Tensor:
+    """9 frames side by side: (L, D) -> (L, 9 D)"""
+    return stack_frames(x[None], torch.tensor([len(x)]))[0]
 
 
-def frames(represent: Represent, features: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+def labelled(represented: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
     """All labelled frames of some clips: (N, D) and (N,)."""
-    x = torch.cat([represent(clip)[label != IGNORED] for clip, label in zip(features, labels)])
+    x = torch.cat([clip[label != IGNORED] for clip, label in zip(represented, labels)])
     return x, torch.cat([label[label != IGNORED] for label in labels])
 
 
@@ -155,3 +176,36 @@ def fit_probe(x: Tensor, y: Tensor, num_classes: int, steps: int, seed: int) -> 
         return 100 * (scores.argmax(dim=1) == test_y).float().mean().item()
 
     return accuracy
+
+
+def surface_features(run: Run) -> dict[str, float]:
+    """Claim 1. Arms "T-F-M", "untrained", "logmel": phones of unseen speakers in unseen sentences, from one frame of
+    the representation (phone_linear) and from nine side by side (phone_concat)."""
+    plan, corpus = PLANS[run.scale], Corpus(run.scale)
+    represent, split = representation(run, plan, corpus), corpus.split(run.seed)
+    train, test = ([represent(corpus.features[i]) for i in part] for part in (split.train, split.strangers))
+    train_labels, test_labels = ([corpus.phones[i] for i in part] for part in (split.train, split.strangers))
+    metrics = {}
+    for name, view in (("phone_linear", lambda x: x), ("phone_concat", concatenated)):
+        probe = fit_probe(*labelled([view(x) for x in train], train_labels), len(PHONES), plan.probe_steps, run.seed)
+        metrics[name] = probe(*labelled([view(x) for x in test], test_labels))
+    return metrics
+
+
+def axes(run: Run) -> dict[str, float]:
+    """Claim 2. Arms "T", "F", "T-F-M": phones of unseen speakers in unseen sentences, training speakers in unseen
+    sentences, both from single frames, and again with noise at 10 dB in the test clips."""
+    plan, corpus = PLANS[run.scale], Corpus(run.scale)
+    represent, split = representation(run, plan, corpus), corpus.split(run.seed)
+    train = [represent(corpus.features[i]) for i in split.train]
+    speakers = corpus.frame_speakers()
+    metrics = {}
+    for name, labels, part, num_classes in (
+        ("phone", corpus.phones, split.strangers, len(PHONES)),
+        ("speaker", speakers, split.sentences, len(set(corpus.speakers))),
+    ):
+        probe = fit_probe(*labelled(train, [labels[i] for i in split.train]), num_classes, plan.probe_steps, run.seed)
+        truth = [labels[i] for i in part]
+        metrics[f"{name}_linear"] = probe(*labelled([represent(corpus.features[i]) for i in part], truth))
+        metrics[f"{name}_noisy"] = probe(*labelled([represent(corpus.noisy(i)) for i in part], truth))
+    return metrics

@@ -69,7 +69,7 @@ def phone_labels(symbols: Sequence[str], starts: Sequence[float], num_frames: in
 
 def bucketed_subset(items: Sequence[Item], chosen: np.ndarray, batch_size: int) -> Bucketed:
     """The chosen (bool) items in batches of nearly equal length."""
-    picked = [items[i] for i in np.flatnonzero(chosen)]
+    picked = [items[i] for i in np.flatnonzero(chosen).tolist()]
     return Bucketed(picked, buckets([len(x) for x, _ in picked], batch_size, fewest=1))
 
 

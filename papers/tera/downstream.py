@@ -34,7 +34,7 @@ def collate(items: Sequence[Item]) -> Batch:
     """[(features, label), ...] -> a padded batch."""
     features, labels = zip(*items)
     x, lengths = pad(features)
-    stacked = torch.stack(labels) if labels[0].dim() == 0 else pad_sequence(labels, True, IGNORED)
+    stacked = torch.stack(labels) if labels[0].dim() == 0 else pad_sequence(list(labels), True, IGNORED)
     return {"features": x, "lengths": lengths, "labels": stacked}
 
 
