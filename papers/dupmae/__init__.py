@@ -1,0 +1,1 @@
+"""DupMAE (RetroMAE v2): an encoder whose [CLS] and ordinary tokens both learn to hold the text (arXiv 2211.08769)."""
