@@ -22,7 +22,16 @@ from papers.bartscore.data import TextPair
 from papers.bartscore.judged import SETS, Judged, read
 from papers.bartscore.meta import agreement
 from papers.bartscore.module import Tuning
-from papers.bartscore.references import Groups, Meaning, folds_of, group, meaning_of, one_fact_apart, rewritings
+from papers.bartscore.references import (
+    Groups,
+    Meaning,
+    delexicalised,
+    folds_of,
+    group,
+    meaning_of,
+    one_fact_apart,
+    rewritings,
+)
 from papers.bartscore.scorer import Score, TextScorer, Values, judge
 
 DATA_TO_TEXT = ("bagel", "sfhot", "sfres")
@@ -71,7 +80,10 @@ class Texts:
 @cache
 def load_texts(recipe: Recipe) -> Texts:
     """The sets of a recipe."""
-    rows = {name: generated.judged(60) if name == "generated" else read(name) for name in recipe.sets}
+    rows = {
+        name: [delexicalised(row) for row in (generated.judged(60) if name == "generated" else read(name))]
+        for name in recipe.sets
+    }
     groups: Groups = {}
     for name, judged in rows.items():
         groups |= group(name, judged)

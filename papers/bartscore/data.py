@@ -122,7 +122,7 @@ class ScorerData(L.LightningDataModule):
         return DataLoader(self.valid, self.batch_size, collate_fn=collate_pairs)
 
     def test_dataloader(self) -> DataLoader:
-        """Lists of (set, Judged)."""
+        """Lists of rows of `judged`."""
         if not self.judged:
             raise EncoreError("no judged set is named; give data.init_args.sets, e.g. [bagel, realsumm]")
-        return DataLoader(self.judged, 32, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(range(len(self.judged)), 32, collate_fn=list)  # type: ignore[arg-type]

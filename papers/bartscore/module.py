@@ -64,11 +64,13 @@ class Tuning(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("val/loss", self.loss(batch), batch_size=len(batch[0]), prog_bar=True)
 
-    def test_step(self, batch: list[tuple[str, Judged]], batch_idx: int) -> None:
+    def test_step(self, batch: list[int], batch_idx: int) -> None:
+        """batch: places in the data module's list of (set, judged text)."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         score = TextScorer(self.scorer, data.tokenizer, data.max_length)
-        for name in dict.fromkeys(name for name, _ in batch):
-            rows = [row for other, row in batch if other == name]
+        judged = [data.judged[i] for i in batch]
+        for name in dict.fromkeys(name for name, _ in judged):
+            rows = [row for other, row in judged if other == name]
             self.found.setdefault(name, []).append((rows, judge(score, rows, protocol_of(name), self.prompts)))
 
     def on_test_epoch_end(self) -> None:

@@ -1,15 +1,19 @@
 """What the references of the data-to-text sets say: texts of one meaning, and meanings one fact apart.
 
 A meaning is `act(slot=value, ...)`; texts are grouped by what it says, whatever the order and quoting of its slots.
+Names of places, streets and the like may first be replaced by the name of their slot, as BAGEL's X replaces them.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from papers.bartscore.judged import Judged
+
+_SLOT = re.compile(r"(\w+)=('[^']*'|[^,)]*)")
 
 
 class Meaning(NamedTuple):
@@ -29,9 +33,27 @@ def meaning_of(name: str, source: str) -> Meaning:
     type=placetoeat is left out: every text of BAGEL is about a place to eat, and none says so.
     """
     act, _, body = source.partition("(")
-    slots = re.findall(r"(\w+)=('[^']*'|[^,)]*)", body)
-    facts = {f"{slot}={value.strip(chr(39)).lower()}" for slot, value in slots}
+    facts = {f"{slot}={value.strip(chr(39)).lower()}" for slot, value in _SLOT.findall(body)}
     return Meaning(name, act, frozenset(facts - {"type=placetoeat"}))
+
+
+NAMED = ("name", "address", "phone", "postcode", "near", "area")
+NO_NAME = {"", "x", "none", "dont_care"}
+
+
+def delexicalised(row: Judged) -> Judged:
+    """The row with NAME, AREA, ... in all its texts wherever the value stands that its meaning has for that slot."""
+    values = [(value.strip("'"), slot) for slot, value in _SLOT.findall(row.source) if slot in NAMED]
+    named = sorted((v for v in values if v[0].lower() not in NO_NAME), key=lambda v: -len(v[0]))
+    patterns = [(re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE), slot.upper()) for value, slot in named]
+
+    def replaced(text: str) -> str:
+        for pattern, slot in patterns:
+            text = pattern.sub(slot, text)
+        return text
+
+    references = tuple(replaced(text) for text in row.references)
+    return replace(row, source=replaced(row.source), references=references, hypothesis=replaced(row.hypothesis))
 
 
 def group(name: str, rows: Iterable[Judged]) -> Groups:

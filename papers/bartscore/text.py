@@ -5,6 +5,7 @@ Follows detokenizer.perl of Moses for language `en`; compared with that script o
 
 import re
 import unicodedata
+from functools import cache
 
 _ENTITIES = {
     "&bar;": "|", "&#124;": "|", "&lt;": "<", "&gt;": ">", "&bra;": "[", "&ket;": "]",
@@ -17,6 +18,7 @@ _CJK = ((0x1100, 0x11FF), (0x2E80, 0xA4CF), (0xA840, 0xA87F), (0xAC00, 0xD7AF), 
         (0xFF65, 0xFFDC), (0x20000, 0x2FFFF))  # fmt: skip
 
 
+@cache
 def detokenize(text: str) -> str:
     """A tokenised English line as it is written: "I ca n't , said the dogs ' owner ." -> "I ca n't, said the dogs'
     owner."

@@ -17,8 +17,13 @@ def main(args: list[str] | None = None) -> None:
         cli = run(args)
         if cli.subcommand == "fit" and cli.datamodule.sets and not cli.trainer.interrupted:
             cli.trainer.test(cli.model, cli.datamodule)
-    except EncoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, EncoreError):  # the parser wraps what a constructor raises
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
         sys.exit(2)
 
 

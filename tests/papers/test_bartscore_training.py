@@ -21,7 +21,7 @@ from papers.bartscore.data import ScorerData, read_pairs
 from papers.bartscore.judged import README, Judged, read
 from papers.bartscore.model import bartscore_tiny
 from papers.bartscore.module import Tuning
-from papers.bartscore.references import Meaning, folds_of, group, meaning_of, one_fact_apart, rewritings
+from papers.bartscore.references import Meaning, delexicalised, folds_of, group, meaning_of, one_fact_apart, rewritings
 from papers.bartscore.scorer import TextScorer, multi_reference
 from papers.bartscore.train import main
 from tests.helpers import assert_resumes_exactly, requires_mirror
@@ -116,6 +116,20 @@ def test_meanings_are_equal_whatever_the_order_and_quotes_of_their_slots():
     assert rewritings(groups, most=1) == [("a", "b"), ("b", "c"), ("c", "a")]
     assert len(rewritings(groups)) == 6
     assert sorted(folds_of(groups, 2).values()) == [0, 0, 1]
+
+
+def test_names_give_way_to_their_slots_in_every_text_and_other_values_stay():
+    row = Judged(
+        "0", "s", "inform(name='hotel 9',near='9 st',area=dont_care,food=thai)",
+        ("Hotel 9 is near 9 st.", "Thai food"), "It 's hotel 9, near 99 st", {"quality": 1.0},
+    )  # fmt: skip
+    made = delexicalised(row)
+    assert made.references == ("NAME is near NEAR.", "Thai food")
+    assert made.hypothesis == "It 's NAME, near 99 st"
+    assert made.source == "inform(name='NAME',near='NEAR',area=dont_care,food=thai)"
+    assert made.scores == row.scores
+    bagel = Judged("0", "s", "inform(name='X',near='X')", ("X is near X",), "x")
+    assert delexicalised(bagel) == bagel
 
 
 # ------------------------------------------------------------------------------------------------------------ recipes
@@ -245,8 +259,9 @@ def test_a_missing_set_or_checkpoint_ends_the_command_with_one_line(tmp_path, ca
     with pytest.raises(SystemExit):
         run_config("smoke.yaml", overrides, tmp_path)
     assert "error: " in capsys.readouterr().err
+    size = {"model.init_args.size": "tiny", "model.init_args.vocab_size": 300, "trainer.accelerator": "cpu"}
     with pytest.raises(SystemExit):
-        run_config("paper_cnn.yaml", {"model.init_args.checkpoint": tmp_path, "trainer.accelerator": "cpu"}, tmp_path)
+        run_config("paper_cnn.yaml", size | {"model.init_args.checkpoint": tmp_path}, tmp_path)
     assert "no model.safetensors" in capsys.readouterr().err
 
 
@@ -271,15 +286,14 @@ def smoke(arm, folder) -> Run:
 
 def test_every_arm_is_compared_with_people_and_a_finished_unit_gives_the_same_again(tmp_path):
     found = {
-        arm: claims.agreement_with_people(smoke(arm, tmp_path / arm))
-        for arm in ("tuned", "denoised", "language_model", "untrained", "rouge1")
+        arm: claims.agreement_with_people(smoke(arm, tmp_path / arm)) for arm in ("denoised", "untrained", "rouge1")
     }
     assert len({round(metrics["spearman"], 6) for metrics in found.values()}) == len(found)
     for metrics in found.values():
         assert metrics["spearman"] == pytest.approx(
             np.mean([metrics[f"spearman_{what}"] for what in ("informativeness", "naturalness", "quality")])
         )
-    assert claims.agreement_with_people(smoke("tuned", tmp_path / "tuned")) == found["tuned"]
+    assert claims.agreement_with_people(smoke("denoised", tmp_path / "denoised")) == found["denoised"]
 
 
 def test_a_scorer_never_trains_on_a_text_of_a_meaning_it_judges():
@@ -322,8 +336,6 @@ def test_direction_counts_pairs_where_leaving_out_is_likelier_than_making_up(tmp
 def test_the_real_references_have_enough_meanings_and_pairs_one_fact_apart():
     groups = {}
     for name in claims.DATA_TO_TEXT:
-        groups |= group(name, read(name))
-    assert len(groups) == 1072
-    assert len(one_fact_apart(groups)) == 321
-    rows = read("bagel")
-    assert {meaning_of("bagel", row.source) for row in rows} <= set(groups)
+        groups |= group(name, [delexicalised(row) for row in read(name)])
+    assert len(groups) == 484
+    assert len(one_fact_apart(groups)) == 499
