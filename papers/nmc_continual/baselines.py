@@ -18,10 +18,11 @@ from papers.nmc_continual.module import StreamLearner
 
 
 class FineTuning(StreamLearner):
-    """Sequential fine-tuning of all weights with Adam at a constant rate.
+    """Sequential fine-tuning of all weights with Adam at a constant rate, afresh in every task.
 
-    The head has all rows from the start; a class that was not seen has no logit, so its row gets no gradient and Adam
-    leaves it where it was: the same as a head that grows.
+    The head has all rows from the start; a class has no logit before its task, so its row gets no gradient and Adam
+    leaves it where it was: the same as a head that grows. Adam forgets its moments between tasks, as in L2P's code;
+    kept step counts would give new rows several times larger first steps.
     """
 
     seen: Tensor
@@ -49,11 +50,16 @@ class FineTuning(StreamLearner):
         return self.head(self.features(images)).masked_fill(~self.seen, -torch.inf)
 
     def learn(self, batch: dict[str, Tensor]) -> Tensor:
-        self.seen[batch["label"]] = True
+        own = self.own_classes()[batch["label"]]
+        self.seen |= own.any(dim=0)
         scores = self.scores(batch["image"])
         if self.own_task_only:
-            scores = scores.masked_fill(~self.own_classes()[batch["label"]], -torch.inf)
+            scores = scores.masked_fill(~own, -torch.inf)
         return F.cross_entropy(scores, batch["label"])
+
+    def consolidate(self, task: int) -> None:
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return adamw(self, lr=self.lr, weight_decay=0.0)
@@ -75,9 +81,10 @@ class ScaleAndShift(FineTuning):
 
     frozen = True
 
-    def __init__(self, backbone: Any, **options: Any) -> None:
+    def __init__(self, backbone: nn.Module, **options: Any) -> None:
         super().__init__(backbone, **options)
-        self.adapted = ScaleShifted(backbone)
+        encoder: Any = backbone
+        self.adapted = ScaleShifted(encoder)
 
     def features(self, images: Tensor) -> Tensor:
         return self.adapted(images)
@@ -109,6 +116,7 @@ class EWC(FineTuning):
         return self.beta / 2 * (self.fisher * (weights - self.anchor).square()).sum()
 
     def consolidate(self, task: int) -> None:
+        super().consolidate(task)
         self.eval()
         batches = self.data.sample_loader(task, self.fisher_images)
         images = torch.cat([batch["image"] for batch in batches]).to(self.device)

@@ -7,6 +7,7 @@ Omniglot characters of other alphabets. The seed also shuffles the classes into 
 
 import copy
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import lightning as L
@@ -21,12 +22,14 @@ from papers.nmc_continual.module import NMC, VARIANTS
 from papers.nmc_continual.pretraining import Pretraining
 
 PASSES = (1, 5)
-"""The class means pass the data once; a trained arm gets both, and the better of them is its result."""
+"""The class means pass the data once; a trained arm gets both numbers."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a scale: steps of pre-training (batches of 64), images a digit, characters, images for the Fisher."""
+    """Sizes of a scale: steps of pre-training (batches of 64), training and test images a digit, tasks and characters
+    a task, images for the Fisher information.
+    """
 
     pretraining_steps: int
     digits: tuple[int, int]
@@ -36,17 +39,25 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(pretraining_steps=2, digits=(16, 8), characters=(2, 2), fisher_images=4),
-    "cpu": Plan(pretraining_steps=600, digits=(500, 500), characters=(10, 10), fisher_images=200),
+    "cpu": Plan(pretraining_steps=500, digits=(200, 300), characters=(10, 10), fisher_images=200),
 }
 
-LEARNERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "scale_shift": (ScaleAndShift, {"own_task_only": True, "lr": 3e-3}),
-    "linear_head": (LinearHead, {"own_task_only": True, "lr": 3e-3}),
-    "fine_tuning": (FineTuning, {"own_task_only": True, "lr": 1e-3}),
-    "ewc": (EWC, {"own_task_only": True, "lr": 1e-3, "beta": 100.0}),
-    "joint": (FineTuning, {"lr": 1e-3}),
+
+def grid(**choices: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Every combination of the choices."""
+    return [dict(zip(choices, values)) for values in product(*choices.values())]
+
+
+BOTH = (False, True)
+LEARNERS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "scale_shift": (ScaleAndShift, grid(lr=(3e-3, 1e-2), own_task_only=BOTH)),
+    "linear_head": (LinearHead, grid(lr=(1e-3, 1e-2), own_task_only=BOTH)),
+    "fine_tuning": (FineTuning, grid(lr=(3e-4, 1e-3), own_task_only=BOTH)),
+    "ewc": (EWC, grid(lr=(1e-3,), beta=(10.0, 1000.0), own_task_only=BOTH)),
+    "joint": (FineTuning, grid(lr=(3e-4, 1e-3))),
 }
-"""Options of the trained arms, chosen on seeds that no claim uses: see the notes of the README."""
+"""What a trained arm tries, with each number of passes. Its result is the best of all on the test images themselves, an
+advantage that the class means, which have nothing to choose, do not get."""
 
 
 def pretrained(run: Run, share: float = 1.0) -> SmallResNet:
@@ -58,7 +69,7 @@ def pretrained(run: Run, share: float = 1.0) -> SmallResNet:
     )
     if steps:
         fit(module, CharacterPretraining(seed=run.seed), run=run, name="pretraining", max_steps=steps)
-    return module.backbone.eval()
+    return module.backbone
 
 
 def digits(run: Run, **options: Any) -> StreamData:
@@ -87,19 +98,22 @@ def on_characters(run: Run) -> dict[str, float]:
 
 
 def learn(run: Run, encoder: SmallResNet, make: Any) -> dict[str, float]:
-    """All metrics of metrics.summarise, and how many passes they took; those of the better number of passes."""
+    """All metrics of metrics.summarise of the arm's best try, the passes of that try, and the best final accuracy with
+    each number of passes.
+    """
     if run.arm == "nmc":
         return follow(run, NMC, {}, encoder, make(run), "stream") | {"passes": 1.0}
-    kind, options = LEARNERS[run.arm]
-    if kind is EWC:
-        options = options | {"fisher_images": PLANS[run.scale].fisher_images}
+    kind, choices = LEARNERS[run.arm]
+    extra = {"fisher_images": PLANS[run.scale].fisher_images} if kind is EWC else {}
     tried = []
     for passes in PASSES:
-        data = make(run, epochs=passes, joint=run.arm == "joint")
-        found = follow(run, kind, options, encoder, data, f"stream{passes}")
-        tried.append(found | {"passes": float(passes)})
+        for number, options in enumerate(choices):
+            data = make(run, epochs=passes, joint=run.arm == "joint")
+            found = follow(run, kind, options | extra, encoder, data, f"stream{passes}_{number}")
+            tried.append(found | {"passes": float(passes)})
     best = max(tried, key=lambda metrics: metrics["final_accuracy"])
-    return best | {f"final_accuracy_{int(m['passes'])}": m["final_accuracy"] for m in tried}
+    accuracies = {n: [m["final_accuracy"] for m in tried if m["passes"] == n] for n in PASSES}
+    return best | {f"final_accuracy_{n}": max(values) for n, values in accuracies.items()}
 
 
 def follow(
@@ -114,11 +128,13 @@ def follow(
 
 
 def representation(run: Run) -> dict[str, float]:
-    """Claim 3: class means of the digits over an encoder after all ("full"), an eighth ("partly") or none ("random")
-    of its pre-training.
+    """Claim 3: class means over an encoder after all ("full"), a quarter ("partly") or none ("random") of its
+    pre-training, on the digits and (characters_accuracy) on the characters.
     """
-    encoder = pretrained(run, {"full": 1.0, "partly": 0.125, "random": 0.0}[run.arm])
-    return follow(run, NMC, {}, encoder, digits(run), "stream")
+    encoder = pretrained(run, {"full": 1.0, "partly": 0.25, "random": 0.0}[run.arm])
+    others = follow(run, NMC, {}, encoder, characters(run), "characters")
+    on_digits = follow(run, NMC, {}, encoder, digits(run), "digits")
+    return on_digits | {"characters_accuracy": others["final_accuracy"]}
 
 
 def variants(run: Run) -> dict[str, float]:

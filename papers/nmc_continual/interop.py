@@ -65,7 +65,7 @@ def from_hub(directory: str | Path) -> FrozenViT:
         qkv_bias=config.get("qkv_bias", True),
     )
     check_and_load(model, state_from_hub(load_weights(directory)), directory)
-    return model.eval()
+    return model
 
 
 def to_hub(model: FrozenViT, directory: str | Path) -> None:
@@ -116,7 +116,7 @@ def from_timm(path: str | Path) -> FrozenViT:
         mlp_dim=mlp_dim,
     )
     check_and_load(model, state, path)
-    return model.eval()
+    return model
 
 
 def state_from_timm(state: State) -> State:

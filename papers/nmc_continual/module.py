@@ -15,7 +15,9 @@ from papers.nmc_continual.metrics import summarise
 from papers.nmc_continual.model import CosineMean, NearestMean, SharedCovariance, unnormalised_mean
 from papers.nmc_continual.streams import Stream
 
+# Both are meant here: class means have no optimizer, and a frozen encoder stays in eval mode.
 warnings.filterwarnings("ignore", ".*returned `None`, this fit will run with no optimizer.*")
+warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
 
 Variant = Literal["nearest_mean", "unnormalised", "cosine", "lda"]
 VARIANTS: dict[str, Any] = {
@@ -29,10 +31,10 @@ VARIANTS: dict[str, Any] = {
 class StreamLearner(L.LightningModule):
     """Learns batch by batch and is tested after each task on what the stream says is due.
 
-    A subclass says how it learns from a batch and how it scores images; `consolidate` is called when a task ends, which
-    only EWC uses. The record is kept in buffers, (tasks, classes) counts of test images, so that a run that was stopped
-    ends with the same figures. Tests run inside the optimizer step of a task's last batch: a checkpoint is written
-    after it, so none can fall between a task and its tests.
+    A subclass says how it learns from a batch and how it scores images, and what it does when a task ends
+    (`consolidate`). The record is kept in buffers, (tasks, classes) counts of test images, so that a run that was
+    stopped ends with the same figures. Tests run inside the optimizer step of a task's last batch: a checkpoint is
+    written after it, so none can fall between a task and its tests.
     """
 
     frozen = False
@@ -43,7 +45,7 @@ class StreamLearner(L.LightningModule):
 
     def __init__(self, backbone: nn.Module, *, num_classes: int, num_tasks: int) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(not self.frozen)
+        self.backbone = backbone.requires_grad_(not self.frozen).train(not self.frozen)
         self.num_classes, self.num_tasks = num_classes, num_tasks
         for name in ("correct", "restricted", "tested"):
             self.register_buffer(name, torch.zeros(num_tasks, num_classes, dtype=torch.long))
