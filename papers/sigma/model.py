@@ -41,8 +41,15 @@ class DINO(nn.Module):
         stride: int = 2,
     ) -> None:
         super().__init__()
-        size = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
-        self.vit = ViT(**size, dim=dim, depth=depth, num_heads=num_heads, eps=EPS)
+        self.vit = ViT(
+            image_size=image_size,
+            patch_size=patch_size,
+            dim=dim,
+            depth=depth,
+            num_heads=num_heads,
+            in_channels=in_channels,
+            eps=EPS,
+        )
         self.vit.requires_grad_(False)
         self.stride, self.out_dim = stride, dim
 
