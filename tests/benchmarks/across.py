@@ -1,7 +1,7 @@
 """Trains the smoke configs of the flagship papers through their train scripts, alone or as one of several processes.
 
     python -m tests.benchmarks.across FOLDER auto
-    python -m torch.distributed.run --nproc-per-node 2 -m tests.benchmarks.across FOLDER ddp fsdp
+    python -m torch.distributed.run --nproc-per-node 2 -m tests.benchmarks.across FOLDER ddp    (or fsdp, on two GPUs)
     python -m tests.benchmarks.across FOLDER from-fsdp
 
 Every process leaves FOLDER/<paper>-<strategy>-<rank>.json: the loss of each step, and what weight decay each parameter
@@ -20,8 +20,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.connectors import accelerator_connector
-from torch.distributed.fsdp import fully_sharded_data_parallel
 from torch.utils._pytree import tree_map_only
 
 from benchmarks import paths
@@ -98,17 +96,6 @@ def cut_texts_to_one_length() -> None:
     data.collate_pairs = evened
 
 
-def allow_fsdp_on_cpu() -> None:
-    """Lightning and torch refuse FSDP where there is no accelerator, unless told that the device is the CPU."""
-    connector: Any = accelerator_connector._AcceleratorConnector
-    connector._check_strategy_and_fallback = lambda self: None
-    handle = fully_sharded_data_parallel._init_device_handle
-    cpu = torch.device("cpu")
-    fully_sharded_data_parallel._init_device_handle = lambda state, module, ignored, _: handle(
-        state, module, ignored, cpu
-    )
-
-
 def train(paper: str, strategy: str, folder: Path) -> Recorder:
     """Train the paper's smoke config for STEPS steps, with a checkpoint before the last."""
     name, before, other = strategy.partition("from-")
@@ -116,7 +103,8 @@ def train(paper: str, strategy: str, folder: Path) -> Recorder:
     recorder = Recorder()
     standard = cli.standard_callbacks
     cli.standard_callbacks = lambda *arguments: [*standard(*arguments), recorder]
-    trainer = {"accelerator": "cpu", "devices": WORLD, "strategy": name or "auto", "max_steps": STEPS}
+    accelerator = "gpu" if name == "fsdp" else "cpu"  # neither Lightning nor torch has FSDP on the CPU
+    trainer = {"accelerator": accelerator, "devices": WORLD, "strategy": name or "auto", "max_steps": STEPS}
     trainer |= {"default_root_dir": folder / f"{paper}-{strategy}", "limit_val_batches": 0, "gradient_clip_val": "null"}
     trainer |= {"enable_model_summary": "false"}
     options = [part for name, value in trainer.items() for part in (f"--trainer.{name}", str(value))]
@@ -137,7 +125,6 @@ def main() -> None:
     mask_every_clip_alike()
     cut_texts_to_one_length()
     log_on_the_first_process_only()
-    allow_fsdp_on_cpu()
     for strategy in strategies:
         for paper in BATCHES:
             recorder = train(paper, strategy, folder)
