@@ -8,7 +8,7 @@ evaluation alone.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -109,14 +109,14 @@ def words_kept(run: Run) -> dict[str, float]:
     return {"word_recall": 100 * word_recall(model.eval(), collate(ids)).item()}
 
 
-def pretrain(run: Run, recipe: Recipe, text: Text, method: Method, texts: Sequence[str]) -> DupMAE:
+def pretrain(run: Run, recipe: Recipe, text: Text, method: str, texts: Sequence[str]) -> DupMAE:
     """An encoder pre-trained with a method on blocks of the texts."""
     blocks = list(article_blocks(texts, text.tokenizer, recipe.length - 2))
     L.seed_everything(run.seed, verbose=False)
     steps = recipe.steps[method]
     module = Pretraining(
         "tiny",
-        method,
+        cast(Method, method),
         recipe.vocab_size,
         dropout=0.0,
         bag_weight=recipe.bag_weight,

@@ -409,7 +409,8 @@ def test_stages_follow_one_another_from_pretraining_to_distillation(folder, tmp_
         **TINY, dim=16, top_k=8, start=str(tmp_path / "stage1"), ranking=str(tmp_path / "ranking"), depth=9
     )
     whole = load_retriever(tmp_path / "stage1", top_k=8)
-    (metrics,) = quiet_trainer(1).test(again, ranking(folder, split="train"), verbose=False)
+    reported = quiet_trainer(1).test(again, ranking(folder, split="train"), verbose=False)
+    metrics = {name: value for loader in reported for name, value in loader.items()}
     found = collection.read_ranking(tmp_path / "ranking")
     data_module = ranking(folder, split="train")
     data_module.setup()
