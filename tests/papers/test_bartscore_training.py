@@ -201,7 +201,8 @@ def test_smoke_config_lowers_the_loss_and_then_judges(tmp_path):
     assert -1 <= logged["test/generated/informativeness/spearman/f"][0] <= 1
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert len(scores) == 120
-    assert scores[3]["f"] == pytest.approx((scores[3]["precision"] + scores[3]["recall"]) / 2)
+    for row in scores:  # the best f over references cannot be better than the best P and the best R together
+        assert row["f"] <= (row["precision"] + row["recall"]) / 2 + 1e-9
 
 
 @pytest.mark.parametrize("name", sorted(file.name for file in CONFIGS.glob("paper*.yaml")))
