@@ -45,12 +45,12 @@ class Recipe:
 
     sets: tuple[str, ...] = DATA_TO_TEXT
     folds: int = 2
-    denoising_steps: int = 400
-    second_steps: int = 400
+    denoising_steps: int = 150
+    second_steps: int = 150
     denoising_lr: float = 4e-3
     second_lr: float = 2e-3
     vocab_size: int = 800
-    batch_size: int = 48
+    batch_size: int = 32
 
 
 RECIPES = {

@@ -220,7 +220,12 @@ def test_every_recipe_tunes_where_it_should_and_judges_all_its_sets(name, fixtur
             f"data.init_args.{key}": fixtures / file
             for key, file in (("train", "parabank2.json"), ("valid", "eval.json"))
         }
-        overrides |= files | {"trainer.max_steps": 1, "data.init_args.num_workers": 0, "data.init_args.batch_size": 4}
+        overrides |= files | {
+            "trainer.max_steps": 1,
+            "trainer.log_every_n_steps": 1,
+            "data.init_args.num_workers": 0,
+            "data.init_args.batch_size": 4,
+        }
     if "weights" in config["model"]["init_args"]:
         state = {f"scorer.{k}": v for k, v in interop.load(hub).state_dict().items()}
         torch.save({"state_dict": state}, tmp_path / "last.ckpt")
