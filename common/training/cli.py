@@ -31,7 +31,7 @@ class FirstProcessCSV(MetricsCSV):
     """metrics.csv of a run that may span processes: the first one keeps it, the others have none."""
 
     def __init__(self, folder: str | Path) -> None:
-        if rank_zero_only.rank:  # must not take away the file that the first process reads
+        if getattr(rank_zero_only, "rank", 0):  # must not take away the file that the first process reads
             self.earlier: list[dict[str, Any]] = []
             CSVLogger.__init__(self, save_dir=str(folder), name="", version="")
         else:

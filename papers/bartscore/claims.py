@@ -4,7 +4,6 @@ No arm ever sees a human score. A scorer is a tiny BART trained from nothing on 
 it judges: half of the meanings at a time. All arms share texts, tokenizer, sizes, steps, order and initial weights.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +17,6 @@ from common.training.run import Run, fit
 from papers.bart.data import Blocks, Denoised, Pairs, collate_pairs, noise_vocabulary, wrap
 from papers.bart.noise import Noise
 from papers.bartscore import generated, ngram
-from papers.bartscore.data import TextPair
 from papers.bartscore.judged import SETS, Judged, read
 from papers.bartscore.meta import agreement
 from papers.bartscore.module import Tuning
@@ -114,8 +112,8 @@ def train_scorer(run: Run, recipe: Recipe, texts: Texts, fold: int) -> Score:
     rows = wrap(tokenizer, [text for some in groups.values() for text in some], MAX_LENGTH)
     blocks = Blocks(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
     noisy: Any = Denoised(blocks, noise_vocabulary(tokenizer), NOISE)
-    pairs: Sequence[TextPair] = rewritings(groups)
-    again: Any = Pairs(*zip(*pairs), tokenizer, MAX_LENGTH, MAX_LENGTH)  # type: ignore[misc]
+    sources, targets = (list(side) for side in zip(*rewritings(groups)))
+    again: Any = Pairs(sources, targets, tokenizer, MAX_LENGTH, MAX_LENGTH)
     first, second = {
         "tuned": (noisy, again),
         "denoised": (noisy, noisy),

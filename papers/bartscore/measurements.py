@@ -40,7 +40,7 @@ def largest(several: Sequence[Sequence[ngram.Overlap]], quantity: str) -> Values
 def unigrams(smoke: bool) -> Metrics:
     """Lower-cased words: recall on REALSumm, f on data-to-text, precision on QAGS."""
     quantities = {"realsumm": "recall", "bagel": "f", "sfhot": "f", "sfres": "f"}
-    found = {}
+    found: Metrics = {}
     for name, quantity in (quantities | {"qags_cnn": "precision", "qags_xsum": "precision"}).items():
         protocol, rows = rows_of(name, smoke)
         several = [[ngram.unigram(row.hypothesis, r) for r in set(row.references)] for row in rows]
@@ -50,7 +50,7 @@ def unigrams(smoke: bool) -> Metrics:
 
 def rouges(smoke: bool) -> Metrics:
     """ROUGE-1, -2, -L: recall on REALSumm, f on Rank19, QAGS-CNN and BAGEL."""
-    found = {}
+    found: Metrics = {}
     for name, quantity in {"realsumm": "recall", "rank19": "f", "qags_cnn": "f", "bagel": "f"}.items():
         protocol, rows = rows_of(name, smoke)
         several = [[ngram.rouge(row.hypothesis, r) for r in set(row.references)] for row in rows]

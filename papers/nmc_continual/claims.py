@@ -64,12 +64,13 @@ def pretrained(run: Run, share: float = 1.0) -> SmallResNet:
     """The encoder after `share` of the planned steps, on a schedule of that length; share 0: as initialised."""
     steps = round(share * PLANS[run.scale].pretraining_steps)
     L.seed_everything(run.seed, verbose=False)
+    encoder = SmallResNet()
     module = Pretraining(
-        SmallResNet(), num_classes=CharacterPretraining.num_classes, warmup_steps=steps // 20, total_steps=steps
+        encoder, num_classes=CharacterPretraining.num_classes, warmup_steps=steps // 20, total_steps=steps
     )
     if steps:
         fit(module, CharacterPretraining(seed=run.seed), run=run, name="pretraining", max_steps=steps)
-    return module.backbone
+    return encoder
 
 
 def digits(run: Run, **options: Any) -> StreamData:

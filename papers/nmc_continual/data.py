@@ -177,10 +177,8 @@ class SplitCIFAR100(StreamData):
         self.root, self.transform = root, preprocessing("tensor", normalise=normalise, image_size=image_size)
 
     def load(self) -> tuple[Labelled, Labelled, Stream]:
-        train, test = (
-            LabelledImages(*formats.read_cifar(self.root, "cifar100", split), self.transform)
-            for split in ("train", "test")
-        )
+        read = (formats.read_cifar(self.root, "cifar100", split) for split in ("train", "test"))
+        train, test = (LabelledImages(images, labels, self.transform) for images, labels in read)
         step = streams.CLASSES_A_TASK["cifar100"]
         return train, test, streams.class_incremental(train.labels, test.labels, streams.CIFAR100_ORDER, step)
 

@@ -128,8 +128,8 @@ class StreamLearner(L.LightningModule):
 
     def results(self, stream: Stream) -> dict[str, float]:
         """The metrics of metrics.summarise for the stream that was learned to its end."""
-        counts = (counts.cpu().numpy() for counts in (self.correct, self.restricted, self.tested))
-        return summarise(*counts, stream.classes)
+        correct, restricted, tested = (c.cpu().numpy() for c in (self.correct, self.restricted, self.tested))
+        return summarise(correct, restricted, tested, stream.classes)
 
 
 class NMC(StreamLearner):
