@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from common.data.wordpiece import WordPiece
 from common.errors import EncoreError
 from papers.dupmae.collection import Passage, TextFile
-from papers.dupmae.wordpiece import WordPiece
 
 TITLE = 2  # a passage's title of up to so many characters is left out, as in the released script
 

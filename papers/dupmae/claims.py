@@ -13,17 +13,17 @@ from typing import Any, cast
 import lightning as L
 import torch
 
+from common.data.wordpiece import WordPiece
 from common.training.loader import train_loader
 from common.training.run import Run, fit
 from papers.dupmae.blocks import article_blocks
 from papers.dupmae.bm25 import BM25
 from papers.dupmae.collection import Collection, cranfield
-from papers.dupmae.data import Cloze, Encoding, MaskedText
+from papers.dupmae.data import Cloze, Encoding, MaskedText, pad
 from papers.dupmae.model import DupMAE
 from papers.dupmae.module import Method, Pretraining, Retrieval, word_recall
 from papers.dupmae.retriever import Representation, Retriever
 from papers.dupmae.search import Index, Ranking, ranking_metrics
-from papers.dupmae.wordpiece import WordPiece, pad
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
+from common.data.wordpiece import PAD, WordPiece
 from common.errors import EncoreError
 from common.training.loader import seeded, train_loader
 from papers.dupmae.blocks import article_blocks, load_from_disk, sentences
@@ -23,7 +24,6 @@ from papers.dupmae.collection import (
 )
 from papers.dupmae.masking import decoder_mask, encoder_mask, word_index
 from papers.dupmae.model import Batch
-from papers.dupmae.wordpiece import PAD, WordPiece, pad, wrap
 
 
 class Groups(NamedTuple):
@@ -42,6 +42,16 @@ class Encoded(NamedTuple):
 
     tokens: Tensor
     ids: list[str]
+
+
+def wrap(tokenizer: WordPiece, ids: Sequence[int], length: int) -> Tensor:
+    """`[CLS]` ids `[SEP]` as int64, the ids cut so that the row has at most `length` tokens."""
+    return torch.tensor([tokenizer.cls, *ids[: length - 2], tokenizer.sep])
+
+
+def pad(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of ids -> (B, longest) int64, `[PAD]` on the right."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=PAD)
 
 
 # ------------------------------------------------------------------------------------------------------- pre-training

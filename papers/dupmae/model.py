@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data.wordpiece import PAD
 from common.layers import MLP
 from common.layers.attention import Attention
 from common.layers.bert import EPS, Bert, BertMLM, bert_base
 from common.layers.init import init_weights
 from papers.dupmae.pooling import max_pooled_logits
-from papers.dupmae.wordpiece import PAD
 
 IGNORED = -100
 STD = 0.02  # of BERT's initial weights; a narrower model starts wider, so that its linear layers keep their gain

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from common.data.wordpiece import PAD
 from common.interop.bert import bert_to_hub
 from common.layers.bert import Bert, bert_base
 from common.training.optim import adamw, schedule
@@ -16,7 +17,6 @@ from papers.dupmae.interop import load_start, save_retriever
 from papers.dupmae.model import Batch, DupMAE, bag_of_words, lexical, tiny_bert
 from papers.dupmae.retriever import Retriever, contrastive_loss, distillation_loss
 from papers.dupmae.search import Index, Ranking, ranking_metrics
-from papers.dupmae.wordpiece import PAD
 
 Method = Literal["mlm", "retromae", "dupmae"]
 Size = Literal["tiny", "base"]

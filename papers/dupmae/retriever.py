@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data.wordpiece import PAD
 from common.errors import EncoreError
 from common.layers.bert import Bert, BertMLM, bert_base
 from common.layers.init import init_weights
 from common.losses import gather_with_grad
 from papers.dupmae.model import STD, lexical
-from papers.dupmae.wordpiece import PAD
 
 
 class Representation(NamedTuple):

@@ -47,7 +47,7 @@ def preprocessing(kind: str, *, normalise: bool, image_size: int = 224) -> Trans
 class LabelledImages(Dataset[tuple[Tensor, int]]):
     """(image, label) of files, or of uint8 arrays (H, W) or (H, W, 3), through a transform."""
 
-    def __init__(self, items: Sequence[Any], labels: np.ndarray, transform: Transform) -> None:
+    def __init__(self, items: Sequence[Any] | np.ndarray, labels: np.ndarray, transform: Transform) -> None:
         self.items, self.labels, self.transform = items, labels, transform
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from common.data.wordpiece import WordPiece
 from common.errors import EncoreError
 from papers.dupmae import blocks, collection, data
 from papers.dupmae.collection import Passage, mine_negatives, read_collection
@@ -17,7 +18,6 @@ from papers.dupmae.data import Cloze, Corpus, Encoding, InverseCloze, MaskedText
 from papers.dupmae.interop import load_retriever
 from papers.dupmae.module import Pretraining, Retrieval
 from papers.dupmae.reranker import Candidates, PairEncoding, Reranking
-from papers.dupmae.wordpiece import WordPiece
 from tests.helpers import assert_resumes_exactly, requires_mirror
 
 CONFIGS = Path("papers/dupmae/configs")
@@ -84,56 +84,6 @@ def _no_shared_cache(monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(folder) -> WordPiece:
     return WordPiece.load(folder / "vocabulary")
-
-
-# ---------------------------------------------------------------------------------------------------------- wordpiece
-
-
-def test_pieces_equal_those_of_transformers_tokenizer(tmp_path):
-    from transformers import BertTokenizer
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "un",
-        "##aff",
-        "##able",
-        "aff",
-        "hello",
-        ",",
-        "##s",
-        "!",
-        "e",
-    ]
-    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    ours, theirs = WordPiece.load(tmp_path), BertTokenizer.from_pretrained(tmp_path)
-    texts = ["Unaffable, hello!", "HELLOs xyz  éE", "", "unaffables\thello," + "a" * 120]
-    assert ours.encode_batch(texts) == [theirs.encode(t, add_special_tokens=False) for t in texts]
-    theirs.save_pretrained(tmp_path / "fast")
-    (tmp_path / "fast" / "vocab.txt").unlink(missing_ok=True)
-    assert WordPiece.load(tmp_path / "fast").encode_batch(texts) == ours.encode_batch(texts)
-    assert ours.decode(ours.encode_batch(["unaffable hello"])[0]) == "unaffable hello"
-    assert ours.continues.nonzero()[:, 0].tolist() == [6, 7, 11]
-    for content, message in (("[UNK]\n[PAD]\n[CLS]\n[SEP]\n[MASK]", "out of place"), ("the\nwing", "is missing")):
-        (tmp_path / "vocab.txt").write_text(content)
-        with pytest.raises(EncoreError, match=message):
-            WordPiece.load(tmp_path)
-    with pytest.raises(EncoreError, match="no readable vocab"):
-        WordPiece.load(tmp_path / "nowhere")
-
-
-def test_a_trained_vocabulary_is_the_same_every_time_and_needs_room_for_its_letters():
-    rng = random.Random(1)
-    texts = [text(rng) for _ in range(30)]
-    one, other = (WordPiece.train(texts, 90) for _ in range(2))
-    assert one.vocabulary == other.vocabulary
-    assert len(one) <= 90
-    assert one.unk not in [i for ids in one.encode_batch(texts) for i in ids]
-    with pytest.raises(EncoreError, match="vocab_size 20 is too small"):
-        WordPiece.train(texts, 20)
 
 
 # ------------------------------------------------------------------------------------------------ pre-training blocks
