@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from benchmarks import paths
+from benchmarks.choices import pick
 from benchmarks.files import DerivedCache
 from benchmarks.load import load_paper, parse_yaml
-from benchmarks.schema import Paper, pick
-
-DEFAULT_PAPER = "pointer_networks"
+from benchmarks.schema import Paper
 
 
 def load_all() -> dict[str, Paper]:

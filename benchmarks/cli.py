@@ -7,16 +7,19 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks import catalog, paths
-from benchmarks.engines import ENGINES
-from benchmarks.schema import Paper, pick
+from benchmarks import paths, views
+from benchmarks.choices import DEFAULT_PAPER, ENGINES, SCALES, pick
 from common.errors import EncoreError
 
-SCALES = ("smoke", "cpu", "gpu", "paper")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmarks.schema import Paper
+    from benchmarks.standing import Standing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,38 +53,25 @@ Scale = Annotated[
 @app.command("list")
 def list_papers(as_json: AsJson = False) -> None:
     """All papers with their facts, verdicts and missing parts."""
-    from benchmarks.standing import Standing
-
-    standings = [Standing(paper) for paper in catalog.load_all().values()]
     if as_json:
-        return _print_json([standing.brief() for standing in standings])
-    from benchmarks.table import console, overview
-
-    console().print(overview(standings) if standings else "no papers yet: see CONTRIBUTING.md")
-    return None
+        print(views.text_of("list --json", lambda: _json([standing.brief() for standing in _standings()])))
+    else:
+        views.print_drawn("list", _draw_list)
 
 
 @app.command()
 def show(paper: PaperName, as_json: AsJson = False) -> None:
     """One paper: claims, reported numbers beside ours, choices, missing parts."""
-    from benchmarks.standing import Standing
-
-    standing = Standing(catalog.load_one(paper))
     if as_json:
-        return _print_json(standing.full())
-    from benchmarks.table import console, print_standing
-
-    out = console()
-    print_standing(standing, out)
-    for title, lines in (("our choices", standing.paper.choices), ("missing parts", standing.missing)):
-        if lines:
-            out.print(f"{title}:", *(f"  - {line}" for line in lines), sep="\n", markup=False)
-    return None
+        print(views.text_of(f"show {paper} --json", lambda: _json(_standings(paper)[0].full())))
+    else:
+        views.print_drawn(f"show {paper}", lambda console: _draw_show(console, paper))
 
 
 @app.command()
 def facts(paper: PapersName = "all", as_json: AsJson = False) -> None:
     """Build every published size on the meta device and compare its figures with the paper's."""
+    from benchmarks import catalog
     from benchmarks.facts import compute
 
     out: list[dict[str, Any]] = []
@@ -111,7 +101,7 @@ def facts(paper: PapersName = "all", as_json: AsJson = False) -> None:
 
 @app.command()
 def reproduce(
-    paper: PapersName = catalog.DEFAULT_PAPER,
+    paper: PapersName = DEFAULT_PAPER,
     scale: Scale = "cpu",
     claim: Annotated[str, typer.Option(help="only this claim or measurement")] = "",
     measurements: Annotated[
@@ -132,6 +122,8 @@ def reproduce(
     pick(engine, dict.fromkeys(ENGINES), "engine")
     if as_json and not plan:
         raise EncoreError("--json goes with --plan; results as JSON: encore show PAPER --json")
+    from benchmarks import catalog
+
     papers = catalog.select(paper)
     if scale == "paper":
         return _print_recipes(papers)
@@ -157,6 +149,8 @@ def train(
 ) -> None:
     """Start the train script of a paper; further arguments go to it (--trainer.max_steps 100, --ckpt_path last)."""
     pick(scale, dict.fromkeys(SCALES), "scale")
+    from benchmarks import catalog
+
     loaded = catalog.load_one(paper)
     file = _config(loaded, scale, config)
     if not (paths.room(paper) / "train.py").is_file():
@@ -239,8 +233,36 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="names of sources
             print(path)
 
 
+def _standings(slug: str | None = None) -> "list[Standing]":
+    from benchmarks import catalog
+    from benchmarks.standing import Standing
+
+    return [Standing(paper) for paper in ([catalog.load_one(slug)] if slug else catalog.load_all().values())]
+
+
+def _draw_list(console: "Console") -> None:
+    from benchmarks.table import overview
+
+    standings = _standings()
+    console.print(overview(standings) if standings else "no papers yet: see CONTRIBUTING.md")
+
+
+def _draw_show(console: "Console", slug: str) -> None:
+    from benchmarks.table import print_standing
+
+    (standing,) = _standings(slug)
+    print_standing(standing, console)
+    for title, lines in (("our choices", standing.paper.choices), ("missing parts", standing.missing)):
+        if lines:
+            console.print(f"{title}:", *(f"  - {line}" for line in lines), sep="\n", markup=False)
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 def _print_json(content: object) -> None:
-    print(json.dumps(content, indent=1, ensure_ascii=False))
+    print(_json(content))
 
 
 def _seeds(text: str) -> list[int] | None:
@@ -250,7 +272,7 @@ def _seeds(text: str) -> list[int] | None:
     return [int(part) for part in dict.fromkeys(parts)] or None
 
 
-def _config(paper: Paper, scale: str, name: str) -> Path:
+def _config(paper: "Paper", scale: str, name: str) -> Path:
     folder = paths.room(paper.slug) / "configs"
     pattern = "paper*.yaml" if scale == "paper" else f"{scale}.yaml"
     found = {file.name: file for file in sorted(folder.glob("*.yaml" if name else pattern))}
@@ -263,7 +285,7 @@ def _config(paper: Paper, scale: str, name: str) -> Path:
     return next(iter(found.values()))
 
 
-def _print_recipes(papers: list[Paper]) -> None:
+def _print_recipes(papers: "list[Paper]") -> None:
     """The published recipe takes a cluster and days, so it is shown, and started by `encore train`."""
     from benchmarks.standing import train_command
 

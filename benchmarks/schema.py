@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from common.errors import EncoreError
+from benchmarks.choices import pick
 
 Source = Literal["official-code", "official-readme", "paper-text", "abstract", "third-party", "derived", "recalled"]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
 EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Number = Annotated[int | float, Field(gt=-1e300, lt=1e300)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-T = TypeVar("T")
 
 
 class Strict(BaseModel):
@@ -188,12 +186,3 @@ class Paper(Strict):
     def experiment(self, identifier: str) -> Claim | Measurement:
         """The claim or measurement of that id; EncoreError naming the choices when there is none."""
         return pick(identifier, {e.id: e for e in self.experiments}, f"claim of {self.slug}")
-
-
-def pick(name: str, choices: dict[str, T], what: str) -> T:
-    """choices[name], or one clear error that names the close matches and all choices."""
-    if name in choices:
-        return choices[name]
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise EncoreError(f"unknown {what}: {name!r}.{hint} Choices: {', '.join(choices) or 'none'}")

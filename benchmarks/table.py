@@ -2,6 +2,7 @@
 
 from collections import Counter
 from statistics import fmean
+from typing import IO
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,10 +21,13 @@ COLOURS = {
 }
 
 
-def console() -> Console:
-    """A console that keeps whole table lines when the output goes into a file."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=160)
+def console(file: IO[str] | None = None, terminal: bool | None = None, width: int | None = None) -> Console:
+    """A console that keeps whole table lines when the output goes into a file.
+
+    `file` takes the place of stdout; it is drawn for as if it were a terminal (or not) of `width` columns.
+    """
+    plain = Console(file=file, highlight=False, force_terminal=terminal, width=width)
+    return plain if plain.is_terminal else Console(file=file, highlight=False, force_terminal=terminal, width=160)
 
 
 def coloured(verdict: str) -> str:

@@ -22,9 +22,9 @@ import zipfile
 from typing import Any, cast
 
 from benchmarks import catalog, provenance
+from benchmarks.choices import pick
 from benchmarks.curves import read_curves, significant
 from benchmarks.files import read_json, write_atomic
-from benchmarks.schema import pick
 from benchmarks.units import Unit, identity, same_identity
 from common.errors import EncoreError
 

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType, ModuleType
 
+from benchmarks.choices import ENGINES, pick
 from benchmarks.provenance import cores
 from benchmarks.records import read_record
-from benchmarks.schema import Needs, pick
+from benchmarks.schema import Needs
 from benchmarks.units import Unit
 from common.errors import EncoreError
 
-ENGINES = ("local", "ray", "slurm")
 RETRIES = 3  # of a unit whose Ray worker died, or whose SLURM job ran out of its time or was preempted
 Finished = Callable[[Unit], None]
 
