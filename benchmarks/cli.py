@@ -172,6 +172,25 @@ def report(
 
 
 @app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="a commit, branch or tag")],
+    after: Annotated[str, typer.Argument(help="another one; left out: the working tree")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What changed between the results of two commits: verdicts, gaps, measurements, facts."""
+    from benchmarks.compare import as_json as compared
+    from benchmarks.compare import changes, print_changes
+    from benchmarks.past import Snapshot
+    from benchmarks.table import console
+
+    one, other = Snapshot(before), Snapshot(after or None)
+    found = changes(one, other)
+    if as_json:
+        return _print_json(compared(one, other, found))
+    return print_changes(one, other, found, console())
+
+
+@app.command()
 def readme(
     check: Annotated[bool, typer.Option("--check", help="change nothing, fail when one is out of date")] = False,
 ) -> None:
