@@ -16,9 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import EncoreError
-from common.training.loader import train_loader
-from papers.videomae_v2.data import MaskCollate, OnBad, PretrainingClips, standardise
-from papers.videomae_v2.masking import DualMasking
+from papers.videomae_v2.data import OnBad, UnlabelledVideos, standardise
 from papers.videomae_v2.video_lists import Entry, read_label_list, require_frames, segments
 
 Sample = dict[str, Tensor]
@@ -33,11 +31,13 @@ def read_video_list(path: str | Path, root: str | Path = "") -> list[Entry]:
     return [entry if entry.path.suffix else replace(entry, path=entry.path.with_suffix(".mp4")) for entry in entries]
 
 
-class PretrainingVideos(L.LightningDataModule):
+class PretrainingVideos(UnlabelledVideos):
     """Random clips of listed videos, one multi-scale crop each, with tube masks. batch_size counts clips a process.
 
     Batches: video (B, 3, T, S, S), hidden (B, N) bool, skipped (bad videos that were replaced).
     """
+
+    read_list = staticmethod(read_video_list)
 
     def __init__(
         self,
@@ -55,30 +55,21 @@ class PretrainingVideos(L.LightningDataModule):
         num_workers: int = 10,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.dataset = PretrainingClips(
-            read_video_list(train_list, root),
+        super().__init__(
+            train_list,
+            root=root,
+            batch_size=batch_size,
+            repeats=1,
             num_frames=num_frames,
             stride=stride,
             image_size=image_size,
-            repeats=1,
-            strides={},
-            templates={},
+            patch_size=patch_size,
+            tubelet_size=tubelet_size,
+            encoder_ratio=mask_ratio,
+            decoder="none",
             on_bad=on_bad,
-        )
-        side = image_size // patch_size
-        grid = (num_frames // tubelet_size, side, side)
-        self.collate = MaskCollate(DualMasking(grid, encoder_ratio=mask_ratio, decoder="none"))
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self.dataset,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
+            seed=seed,
         )
 
 

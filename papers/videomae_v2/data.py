@@ -240,6 +240,8 @@ class MaskCollate:
 class UnlabelledVideos(L.LightningDataModule):
     """Pre-training on a list of videos and frame folders. batch_size counts videos a process, not their repeats."""
 
+    read_list = staticmethod(read_pretraining_list)
+
     def __init__(
         self,
         train_list: str,
@@ -263,7 +265,7 @@ class UnlabelledVideos(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset = PretrainingClips(
-            read_pretraining_list(train_list, root),
+            self.read_list(train_list, root),
             num_frames=num_frames,
             stride=stride,
             image_size=image_size,
