@@ -1,8 +1,8 @@
 """The claims at a small scale. Each function is one unit: (arm, seed) -> metrics, in percent unless said otherwise.
 
-Every arm starts from the same encoder, pre-trained on Omniglot's background characters with labels (the stand-in for
-ImageNet-21k; the seed decides weights and order), and meets a stream of classes it has not seen: MNIST's digits, or
-Omniglot characters of other alphabets. The seed also shuffles the classes into tasks.
+A unit pre-trains an encoder on Omniglot's background characters with labels (the stand-in for ImageNet-21k; the seed
+decides weights and order). All its learners start from copies of it and meet a stream of classes it has not seen:
+MNIST's digits, or Omniglot characters of other alphabets. The seed also shuffles the classes into tasks.
 """
 
 import copy
@@ -22,7 +22,7 @@ from papers.nmc_continual.module import NMC, VARIANTS
 from papers.nmc_continual.pretraining import Pretraining
 
 PASSES = (1, 5)
-"""The class means pass the data once; a trained arm gets both numbers."""
+"""The class means pass the data once; a trained learner gets both numbers."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ LEARNERS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "ewc": (EWC, grid(lr=(1e-3,), beta=(10.0, 1000.0), own_task_only=BOTH)),
     "joint": (FineTuning, grid(lr=(3e-4, 1e-3))),
 }
-"""What a trained arm tries, with each number of passes. Its result is the best of all on the test images themselves, an
-advantage that the class means, which have nothing to choose, do not get."""
+"""What a trained learner tries, with each number of passes. Its result is the best of all on the test images
+themselves, an advantage that the class means, which have nothing to choose, do not get."""
 
 
 def pretrained(run: Run, share: float = 1.0) -> SmallResNet:
@@ -89,28 +89,34 @@ def characters(run: Run, **options: Any) -> StreamData:
 
 
 def on_digits(run: Run) -> dict[str, float]:
-    """Claim 1: the arm's learner on the digits."""
-    return learn(run, pretrained(run), digits)
+    """Claim 1: every learner on the digits."""
+    return compare(run, pretrained(run), digits, ["nmc", *LEARNERS])
 
 
 def on_characters(run: Run) -> dict[str, float]:
-    """Claim 2: the arm's learner on the characters."""
-    return learn(run, pretrained(run), characters)
+    """Claim 2: class means and the two learners that keep the encoder frozen, on the characters."""
+    return compare(run, pretrained(run), characters, ["nmc", "scale_shift", "linear_head"])
 
 
-def learn(run: Run, encoder: SmallResNet, make: Any) -> dict[str, float]:
-    """All metrics of metrics.summarise of the arm's best try, the passes of that try, and the best final accuracy with
-    each number of passes.
+def compare(run: Run, encoder: SmallResNet, make: Any, learners: list[str]) -> dict[str, float]:
+    """{learner}_{metric} for the learners' metrics; all of them start from the same encoder."""
+    found = {name: learn(run, encoder, make, name) for name in learners}
+    return {f"{name}_{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
+
+
+def learn(run: Run, encoder: SmallResNet, make: Any, learner: str) -> dict[str, float]:
+    """All metrics of metrics.summarise of the learner's best try, the passes of that try, and the best final accuracy
+    with each number of passes.
     """
-    if run.arm == "nmc":
-        return follow(run, NMC, {}, encoder, make(run), "stream") | {"passes": 1.0}
-    kind, choices = LEARNERS[run.arm]
+    if learner == "nmc":
+        return follow(run, NMC, {}, encoder, make(run), learner) | {"passes": 1.0}
+    kind, choices = LEARNERS[learner]
     extra = {"fisher_images": PLANS[run.scale].fisher_images} if kind is EWC else {}
     tried = []
     for passes in PASSES:
         for number, options in enumerate(choices):
-            data = make(run, epochs=passes, joint=run.arm == "joint")
-            found = follow(run, kind, options | extra, encoder, data, f"stream{passes}_{number}")
+            data = make(run, epochs=passes, joint=learner == "joint")
+            found = follow(run, kind, options | extra, encoder, data, f"{learner}-{passes}-{number}")
             tried.append(found | {"passes": float(passes)})
     best = max(tried, key=lambda metrics: metrics["final_accuracy"])
     accuracies = {n: [m["final_accuracy"] for m in tried if m["passes"] == n] for n in PASSES}
