@@ -48,7 +48,7 @@ class BertEmbeddings(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings and post-norm blocks with exact GELU; no pooler. N(0, 0.02) weights, zero biases."""
+    """Embeddings and post-norm blocks with exact GELU; no pooler. N(0, init_std) weights, zero biases."""
 
     def __init__(
         self,
@@ -62,8 +62,10 @@ class Bert(nn.Module):
         num_segments: int = 2,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
+        self.init_std = init_std
         self.config = {
             "vocab_size": vocab_size,
             "dim": dim,
@@ -77,7 +79,7 @@ class Bert(nn.Module):
         self.blocks = Transformer(
             depth, dim, num_heads, mlp_dim, norm="post", eps=EPS, dropout=dropout, attention_dropout=attention_dropout
         )
-        init_weights(self, INIT_STD)
+        init_weights(self, init_std)
 
     def forward(
         self,
@@ -98,12 +100,12 @@ class Bert(nn.Module):
 class MLMHead(nn.Module):
     """dense, GELU, LayerNorm, then the word embeddings again as output matrix, and a bias a word."""
 
-    def __init__(self, dim: int, vocab_size: int) -> None:
+    def __init__(self, dim: int, vocab_size: int, init_std: float = INIT_STD) -> None:
         super().__init__()
         self.dense = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
-        init_weights(self, INIT_STD)
+        init_weights(self, init_std)
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         """hidden: (..., D); words: (V, D), the embedding matrix. Returns logits (..., V)."""
@@ -117,7 +119,7 @@ class BertMLM(nn.Module):
         super().__init__()
         self.bert = bert
         words = bert.embeddings.words
-        self.head = MLMHead(words.embedding_dim, words.num_embeddings)
+        self.head = MLMHead(words.embedding_dim, words.num_embeddings, bert.init_std)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""

@@ -1,5 +1,7 @@
 """Initialisation shared by the text encoders."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -14,3 +16,12 @@ def init_weights(root: nn.Module, std: float) -> None:
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()
+
+
+def same_gain_std(dim: int, *, std: float = 0.02, at: int = 768) -> float:
+    """The standard deviation that gives a linear layer of width `dim` the gain that `std` gives one of width `at`.
+
+    With 0.02 itself a narrow model whispers: attention and feed-forward add next to nothing to their input, and a masked
+    language model stays at the frequencies of words for hundreds of steps.
+    """
+    return std * math.sqrt(at / dim)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.layers.bert import EPS, INIT_STD, Bert, MLMHead, bert_base
-from common.layers.init import init_weights
+from common.layers.init import init_weights, same_gain_std
 from papers.mosaicbert.attention import Attention, Layout, alibi_slopes, attention_bias
 
 PAD = 0
@@ -82,12 +82,21 @@ class Embeddings(nn.Module):
 
 
 class MosaicBert(nn.Module):
-    """The encoder. N(0, 0.02) weights, zero biases; sequences of any length."""
+    """The encoder. N(0, init_std) weights, zero biases; sequences of any length."""
 
     def __init__(
-        self, *, vocab_size: int, dim: int, depth: int, num_heads: int, mlp_dim: int, dropout: float = 0.1
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        dropout: float = 0.1,
+        init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
+        self.init_std = init_std
         self.config = {
             "vocab_size": vocab_size,
             "dim": dim,
@@ -100,7 +109,7 @@ class MosaicBert(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim, dropout) for _ in range(depth))
         self.slopes: Tensor
         self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads)), persistent=False)
-        init_weights(self, INIT_STD)
+        init_weights(self, init_std)
 
     def forward(self, tokens: Tensor, valid: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """tokens, segments: (B, N) ids; valid: (B, N) bool, True at real tokens.
@@ -154,7 +163,7 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.encoder = encoder
         words = encoder.embeddings.words
-        self.head = MLMHead(words.embedding_dim, words.num_embeddings)
+        self.head = MLMHead(words.embedding_dim, words.num_embeddings, encoder.init_std)
         if isinstance(encoder, MosaicBert):
             self.head.norm = LowPrecisionLayerNorm(words.embedding_dim, eps=EPS)
 
@@ -209,7 +218,7 @@ def mosaicbert_large(vocab_size: int = VOCAB, dropout: float = 0.1) -> MosaicBer
     return MosaicBert(vocab_size=vocab_size, dim=1024, depth=24, num_heads=16, mlp_dim=4096, dropout=dropout)
 
 
-TINY: dict[str, Any] = {"dim": 96, "depth": 3, "num_heads": 4}
+TINY: dict[str, Any] = {"dim": 96, "depth": 3, "num_heads": 4, "init_std": same_gain_std(96)}
 
 
 def mosaicbert_tiny(vocab_size: int = 2048, mlp_dim: int = 384, dropout: float = 0.1) -> MosaicBert:

@@ -105,3 +105,17 @@ def test_tokens_of_a_word_are_chosen_together():
     chosen = (labels != -100).unflatten(1, (20, 3))
     assert torch.equal(chosen.any(2), chosen.all(2))
     assert chosen.float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_narrow_model_starts_with_the_gain_of_a_wide_one():
+    from common.layers.init import same_gain_std
+
+    assert same_gain_std(768) == pytest.approx(0.02)
+    gains = []
+    for dim, std in ((768, 0.02), (48, same_gain_std(48))):
+        torch.manual_seed(0)
+        model = BertMLM(Bert(vocab_size=50, dim=dim, depth=1, num_heads=4, mlp_dim=dim, init_std=std))
+        x = torch.randn(2000, dim)
+        layers = (model.bert.blocks.layers[0].attn.qkv, model.bert.blocks.layers[0].mlp.fc1, model.head.dense)
+        gains.append([layer(x).std().item() for layer in layers])
+    assert gains[1] == pytest.approx(gains[0], rel=0.1)
