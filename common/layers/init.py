@@ -21,7 +21,7 @@ def init_weights(root: nn.Module, std: float) -> None:
 def same_gain_std(dim: int, *, std: float = 0.02, at: int = 768) -> float:
     """The standard deviation that gives a linear layer of width `dim` the gain that `std` gives one of width `at`.
 
-    With 0.02 itself a narrow model whispers: attention and feed-forward add next to nothing to their input, and a masked
-    language model stays at the frequencies of words for hundreds of steps.
+    With 0.02 itself a narrow model whispers: attention and feed-forward add next to nothing to their input, and a
+    masked language model stays at the frequencies of words for hundreds of steps.
     """
     return std * math.sqrt(at / dim)
