@@ -1,107 +1,141 @@
-"""Paired step times and peak memory: python -m benchmarks.speed [--pairs vit-b16] [--rounds 7] [--json FILE]
+"""How fast we are: python -m benchmarks.speed [--pairs vit clip] [--sizes base small] [--compile] [--json FILE]
 
-Time: both sides in one process, taking turns, so that what else the machine does falls on both; the ratio is the median
-of the rounds' ratios. Memory: the growth of the resident set over three steps, each side in a process of its own.
+For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
+taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
+process of its own. Then the share of this machine's matrix-product rate that our step reaches, the papers' own
+efficiency claims as ratios, and how the cost of a step grows.
 """
 
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from benchmarks.speed.pairs import PAIRS
+from benchmarks.files import write_atomic
+from benchmarks.provenance import provenance
+from benchmarks.speed import ratios
+from benchmarks.speed.measure import Paired, Resident, geometric_mean, matmul_rate, paired, peak_memory
+from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
+from common.errors import EncoreError
+
+SIDES: tuple[Side, Side] = ("ours", "theirs")
+SIZES: tuple[Size, Size] = ("base", "small")
+SHORTEST = 0.1  # seconds that a turn lasts at least
 
 
-def seeded_step(name: str, side: Any, folder: Path) -> Any:
+def subject(name: str, side: Side, folder: Path, size: Size, compiled: bool = False) -> Subject:
     """One side, built and fed under the same seed as the other."""
     torch.manual_seed(0)
-    return PAIRS[name](side, folder)
+    made = PAIRS[name](side, folder, size)
+    if compiled:
+        made.model.compile()
+        made.loss, made.infer = torch.compile(made.loss), torch.compile(made.infer)
+    return made
 
 
-def times(name: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """Medians of both sides' step time in seconds, and of the ratio theirs / ours (above 1: ours is faster)."""
-    theirs, ours = seeded_step(name, "theirs", folder), seeded_step(name, "ours", folder)
-    first = theirs(), ours()
-    if abs(first[0] - first[1]) > 2e-3 * abs(first[0]):
-        raise SystemExit(f"error: {name}: the first losses differ ({first[0]} and {first[1]}): not the same model")
-    pairs = []
-    for turn in range(rounds):
-        seconds = {}
-        for side, step in [("ours", ours), ("theirs", theirs)][:: 1 if turn % 2 else -1]:
-            start = perf_counter()
-            step()
-            seconds[side] = perf_counter() - start
-        pairs.append((seconds["ours"], seconds["theirs"]))
-    ratios = sorted(t / o for o, t in pairs)
-    return {
-        "ours_s": statistics.median(o for o, _ in pairs),
-        "theirs_s": statistics.median(t for _, t in pairs),
-        "throughput_ratio": statistics.median(ratios),
-        "ratio_range": [ratios[0], ratios[-1]],
-        "first_losses": first,
-    }
+def compare(name: str, size: Size, folder: Path, rounds: int, rate: float, compiled: bool) -> dict[str, Any]:
+    """One row: training, inference, memory and share of the matrix-product rate of a pair at a size."""
+    theirs, ours = (subject(name, side, folder, size, compiled) for side in ("theirs", "ours"))
+    infer = ours.inference(), theirs.inference()
+    agree(name, "outputs", infer[0](), infer[1]())
+    inference = paired(*infer, rounds, SHORTEST)
+    flops = _flops(ours) if not compiled else None
+    train = ours.training_step(), theirs.training_step()
+    agree(name, "first losses", train[0](), train[1]())
+    training = paired(*train, rounds, SHORTEST)
+    del theirs, ours, infer, train
+    memory = {side: peak_memory([name, side, size, str(folder)]) for side in SIDES}
+    row: dict[str, Any] = {"pair": name, "size": size, "compiled": compiled}
+    row |= {"training": asdict(training), "inference": asdict(inference), "memory": memory}
+    row["memory_ratio"] = memory["ours"] / memory["theirs"]
+    row["share_of_matmul_rate"] = flops / training.ours / rate if flops else None
+    return row
 
 
-def peak_memory(name: str, side: str, folder: Path) -> int:
-    """Bytes by which the resident set of a fresh process grows while it builds the model and trains three steps."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", name, side, str(folder)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def agree(name: str, what: str, ours: float, theirs: float) -> None:
+    """EncoreError unless both sides gave the same number: a comparison of different models is none."""
+    if abs(ours - theirs) > 2e-3 * max(abs(theirs), 0.05):
+        raise EncoreError(f"{name}: the {what} differ ({ours:.6g} and {theirs:.6g}): not the same model")
 
 
-def print_memory(name: str, side: Any, folder: Path) -> None:
+def _flops(made: Subject) -> int:
+    """FLOPs of the products, convolutions and attention of a training step, forward and backward."""
+    from common.training.flops import flop_counter
+
+    made.model.train()
+    with flop_counter() as counter:
+        made.loss().backward()
+    return counter.get_total_flops()
+
+
+def print_memory(name: str, side: Side, size: Size, folder: Path) -> None:
     """What the child process does: imports first, so that only model and training are counted."""
     import transformers  # noqa: F401
 
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-    step = seeded_step(name, side, folder)
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    step = subject(name, side, folder, size).training_step()
+    resident = Resident()
     for _ in range(3):
         step()
-    print(status("VmHWM") - before)
+    print(resident.growth())
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in words."""
+    training, inference = Paired(**row["training"]), Paired(**row["inference"])
+    memory = {side: row["memory"][side] / 2**20 for side in SIDES}
+    rate = row["share_of_matmul_rate"]
+    return (
+        f"{row['pair']:9s} {row['size']:5s} step {1e3 * training.ours:.1f} ms against {1e3 * training.theirs:.1f} ms, "
+        f"ratio {training.ratio:.3f} ({training.low:.2f} to {training.high:.2f}), "
+        + (f"{100 * rate:.0f} % of the matrix-product rate; " if rate else "")
+        + f"inference ratio {inference.ratio:.3f} ({inference.low:.2f} to {inference.high:.2f}); memory "
+        f"{memory['ours']:.0f} MiB against {memory['theirs']:.0f} MiB, ratio {row['memory_ratio']:.3f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="both sides under torch.compile")
+    parser.add_argument("--no-ratios", action="store_true", help="pairs only")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
-        print_memory(args.memory_of[0], args.memory_of[1], Path(args.memory_of[2]))
-        return
+        name, side, size, folder = args.memory_of
+        return print_memory(name, side, size, Path(folder))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    rate = matmul_rate()
+    print(f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in float32 matrix products", flush=True)
     rows = []
     for name in args.pairs:
-        with tempfile.TemporaryDirectory() as folder:
-            row: dict[str, Any] = {"pair": name, **times(name, Path(folder), args.rounds)}
-            memory = {side: peak_memory(name, side, Path(folder)) for side in ("ours", "theirs")}
-        row |= {"ours_bytes": memory["ours"], "theirs_bytes": memory["theirs"]}
-        row["memory_ratio"] = memory["ours"] / memory["theirs"]
-        rows.append(row)
-        print(
-            f"{name:14s} step {row['ours_s']:.2f} s against {row['theirs_s']:.2f} s, throughput ratio "
-            f"{row['throughput_ratio']:.3f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f}), memory "
-            f"{memory['ours'] / 2**20:.0f} MiB against {memory['theirs'] / 2**20:.0f} MiB, "
-            f"ratio {row['memory_ratio']:.3f}",
-            flush=True,
-        )
+        for size in args.sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(compare(name, size, Path(folder), args.rounds, rate, args.compile))
+            print(told(rows[-1]), flush=True)
+    content: dict[str, Any] = {**provenance(), "threads": torch.get_num_threads(), "matmul_rate": rate, "rows": rows}
+    for what in ("training", "inference") if rows else ():
+        content[f"{what}_geometric_mean"] = geometric_mean([row[what]["ratio"] for row in rows])
+        print(f"geometric mean of the {what} ratios: {content[f'{what}_geometric_mean']:.3f}")
+    if not args.no_ratios:
+        for name, measure in (("dual masking", ratios.dual_masking), ("visible tokens only", ratios.visible_only)):
+            found = measure(args.rounds)
+            content[name] = asdict(found)
+            print(f"{name}: {found.ratio:.2f} times as fast ({found.low:.2f} to {found.high:.2f})", flush=True)
+        content["growth"] = ratios.growth(args.rounds)
+        for what, curve in content["growth"].items():
+            times = ", ".join(f"{x}: {1e3 * s:.1f} ms" for x, s in zip(curve["x"], curve["seconds"]))
+            print(f"a step grows as {what} to the power {curve['exponent']:.2f} ({times})")
     if args.json:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
-        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+        write_atomic(args.json, json.dumps(content, indent=1) + "\n")
+    return None
 
 
 if __name__ == "__main__":

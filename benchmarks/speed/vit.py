@@ -1,6 +1,8 @@
-"""The public ViT class's directory format, for the comparison at equal weights."""
+"""The public ViT classes' formats, for the comparison at equal weights."""
 
 from pathlib import Path
+
+from torch import Tensor
 
 from common.interop import check_and_load, fuse_qkv, load_weights
 from common.layers import ViT
@@ -34,3 +36,17 @@ def load_hub_vit(model: ViT, directory: Path) -> None:
             for name, target in LAYER.items():
                 state[f"{ours}.{target}.{kind}"] = state.pop(f"{theirs}.{name}.{kind}")
     check_and_load(model, state, directory)
+
+
+TIMM = {"patch_embed.proj": "embed.proj", ".attn.proj.": ".attn.out.", "blocks.": "blocks.layers."}
+
+
+def from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of timm's VisionTransformer (class token, learned positions, fused qkv) in the names of our ViT."""
+    out = {"cls_token": state["cls_token"][0, 0], "positions": state["pos_embed"][0]}
+    for name, value in state.items():
+        if name not in ("cls_token", "pos_embed"):
+            for theirs, ours in TIMM.items():
+                name = name.replace(theirs, ours)
+            out[name] = value
+    return out

@@ -1,0 +1,95 @@
+"""Clocks and memory: paired step times, peak resident memory, this machine's matrix-product rate, fitted exponents."""
+
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+Step = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Medians in seconds; ratios are theirs / ours, above 1 when ours is faster."""
+
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+
+
+def paired(ours: Step, theirs: Step, rounds: int, seconds: float = 0.0) -> Paired:
+    """Both sides take turns, each first in half of the rounds, so that what else the machine does falls on both.
+
+    A turn repeats a step until `seconds` have passed, so that short steps are not lost in the clock.
+    """
+    repeats = max(1, math.ceil(seconds / max(timed(ours), timed(theirs), 1e-6)))
+    pairs = []
+    for turn in range(rounds):
+        found = {}
+        for side, step in [("ours", ours), ("theirs", theirs)][:: 1 if turn % 2 else -1]:
+            found[side] = timed(step, repeats)
+        pairs.append((found["ours"], found["theirs"]))
+    ratios = sorted(t / o for o, t in pairs)
+    medians = [statistics.median(side) for side in zip(*pairs)]
+    return Paired(medians[0], medians[1], statistics.median(ratios), ratios[0], ratios[-1])
+
+
+def timed(step: Step, repeats: int = 1) -> float:
+    """Seconds a step."""
+    start = perf_counter()
+    for _ in range(repeats):
+        step()
+    return (perf_counter() - start) / repeats
+
+
+def peak_memory(arguments: Sequence[str]) -> int:
+    """Bytes by which the resident set of a fresh process grows: `python -m benchmarks.speed --memory-of arguments`."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", *arguments]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+class Resident:
+    """Peak growth of this process's resident set since it was made (Linux)."""
+
+    def __init__(self) -> None:
+        self.before = self._status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def growth(self) -> int:
+        return self._status("VmHWM") - self.before
+
+    @staticmethod
+    def _status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def matmul_rate(size: int = 1024, seconds: float = 1.0) -> float:
+    """FLOP/s of float32 products of two square matrices, with the threads of this process: the best of five bouts."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+
+    def product() -> float:
+        torch.mm(a, b)
+        return 0.0
+
+    repeats = max(1, round(seconds / 5 / timed(product, 3)))
+    return 2 * size**3 / min(timed(product, repeats) for _ in range(5))
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """Slope of log y against log x by least squares: y grows as x to this power."""
+    u, v = ([math.log(value) for value in values] for values in (x, y))
+    mean_u, mean_v = statistics.fmean(u), statistics.fmean(v)
+    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v)) / sum((a - mean_u) ** 2 for a in u)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
