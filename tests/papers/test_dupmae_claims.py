@@ -196,13 +196,16 @@ def test_the_decoder_is_asked_with_the_embedding_of_the_text_and_with_that_of_an
 
     monkeypatch.setattr(claims, "rebuilt", watched)
     metrics = unit("decoder_reads_cls", "dupmae", tmp_path)
-    assert metrics.keys() == {"accuracy", "accuracy_other"}
-    (model, own, batch), (_, other, _) = asked
+    (_, other, _), (model, own, batch) = asked
     hidden = model.mlm.bert(batch.inputs, batch.tokens.ne(PAD))
     torch.testing.assert_close(own, hidden[:, 0])
     assert torch.equal(other[1], own[0])
     assert torch.equal(other[0], own[-1])
     assert batch.tokens.shape[1] <= RECIPE.length
+    loss = model.reconstruction_loss(own, batch.tokens, batch.text, batch.allowed).item()
+    assert metrics["reconstruction"] == pytest.approx(loss)
+    assert metrics["reconstruction_other"] != metrics["reconstruction"]
+    assert metrics.keys() == {"reconstruction", "accuracy", "reconstruction_other", "accuracy_other"}
 
 
 def test_accuracy_counts_every_token_of_the_text_and_nothing_else(toy):
@@ -215,9 +218,9 @@ def test_accuracy_counts_every_token_of_the_text_and_nothing_else(toy):
     right = [int(named[b, n] == batch.tokens[b, n]) for b, n in batch.text.nonzero().tolist()]
     model.mlm.head.bias.data[int(batch.tokens[0, 1])] += 100  # now it always names the first token of the first text
     often = (batch.tokens[batch.text] == batch.tokens[0, 1]).float().mean().item()
-    assert claims.rebuilt(model, cls, batch) == pytest.approx(often)
+    assert claims.rebuilt(model, cls, batch)["accuracy"] == pytest.approx(100 * often)
     model.mlm.head.bias.data[int(batch.tokens[0, 1])] -= 100
-    assert claims.rebuilt(model, cls, batch) == pytest.approx(np.mean(right), abs=1e-6)
+    assert claims.rebuilt(model, cls, batch)["accuracy"] == pytest.approx(100 * np.mean(right))
 
 
 def test_a_unit_stopped_between_two_rates_ends_as_if_it_had_not_been_stopped(toy, tmp_path, monkeypatch):
