@@ -10,11 +10,10 @@ from common.data.wordpiece import PAD
 from common.layers import MLP
 from common.layers.attention import Attention
 from common.layers.bert import EPS, Bert, BertMLM, bert_base
-from common.layers.init import init_weights
+from common.layers.init import init_weights, same_gain_std
 from papers.dupmae.pooling import max_pooled_logits
 
 IGNORED = -100
-STD = 0.02  # of BERT's initial weights; a narrower model starts wider, so that its linear layers keep their gain
 
 
 class Batch(NamedTuple):
@@ -71,7 +70,7 @@ class DupMAE(nn.Module):
             size["dim"], size["num_heads"], size["mlp_dim"], dropout=dropout, attention_dropout=attention_dropout
         )
         self.embed_query = embed_query
-        init_weights(self, STD * (768 / size["dim"]) ** 0.5)
+        init_weights(self, same_gain_std(size["dim"]))
 
     def masked_word_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of the hidden words. hidden: (B, N, D); labels: (B, N), -100 where nothing is asked."""
