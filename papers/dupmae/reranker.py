@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data.wordpiece import PAD, WordPiece
 from common.interop.bert import load_bert
-from common.layers.bert import Bert, BertMLM
+from common.layers.bert import INIT_STD, Bert, BertMLM
 from common.layers.init import init_weights
 from common.training.loader import train_loader
 from papers.dupmae.collection import Collection, Passage, read_ranking
 from papers.dupmae.data import Group, Ranking, pad
-from papers.dupmae.model import STD
 from papers.dupmae.module import Size, build_bert, decayed
 
 Candidate = tuple[Passage, Passage, tuple[str, str]]  # query, passage, and the ids of both
@@ -40,7 +39,7 @@ class CrossEncoder(nn.Module):
         super().__init__()
         self.bert = bert
         self.out = nn.Sequential(nn.Dropout(dropout), nn.Linear(bert.config["dim"], 1))
-        init_weights(self.out, STD)
+        init_weights(self.out, INIT_STD)
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Tensor:
         """(B, N) each -> (B,) scores."""

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from common.data.wordpiece import PAD
 from common.errors import EncoreError
-from common.layers.bert import Bert, BertMLM, bert_base
+from common.layers.bert import INIT_STD, Bert, BertMLM, bert_base
 from common.layers.init import init_weights
 from common.losses import gather_with_grad
-from papers.dupmae.model import STD, lexical
+from papers.dupmae.model import lexical
 
 
 class Representation(NamedTuple):
@@ -33,7 +33,7 @@ class Retriever(nn.Module):
         self.mlm = BertMLM(bert)
         width = bert.config["dim"]
         self.reduce = nn.Identity() if dim is None else nn.Linear(width, dim)
-        init_weights(self.reduce, STD)
+        init_weights(self.reduce, INIT_STD)
         self.top_k = top_k
 
     def forward(self, tokens: Tensor) -> Representation:
