@@ -42,12 +42,12 @@ class Plan:
     windows: int
     vocab_size: int = 2048
     max_length: int = 48
-    lr: float = 4e-3
+    lr: float = 3e-3
 
 
 PLANS = {
     "smoke": Plan(steps=4, window_steps=3, batch_size=8, held_out=40, windows=8, vocab_size=1024),
-    "cpu": Plan(steps=300, window_steps=300, batch_size=32, held_out=4000, windows=400),
+    "cpu": Plan(steps=600, window_steps=600, batch_size=32, held_out=4000, windows=400),
     "gpu": Plan(steps=5000, window_steps=3000, batch_size=128, held_out=4000, windows=400, lr=1e-3),
 }
 
