@@ -2,9 +2,9 @@
 
 The sorted files are cut into parts of PART rows. Each part is a Parquet file of its own beside the output, written
 whole or not at all, and holds a key: the hash of the model and of its files' names, sizes and times. A part that cannot
-be read to the end or has another key is computed again, so a run goes on where an earlier one was killed and never mixes
-two models. At the end the parts are streamed into one file. Nothing that grows with the folder is kept in memory but the
-names in one folder.
+be read to the end or has another key is computed again, so a run goes on where an earlier one was killed and never
+mixes two models. At the end the parts are streamed into one file. Nothing that grows with the folder is kept in memory
+but the names in one folder.
 """
 
 import json

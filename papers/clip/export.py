@@ -88,7 +88,7 @@ class CLIPEncoder(Encoder):
 
     @cached_property
     def transform(self) -> Any:
-        from papers.clip.data import image_transform  # brings in Lightning, which encode does not need
+        from papers.clip.images import image_transform  # brings in torchvision, which encode does not need
 
         return image_transform(self.model.image.image_size, train=False)
 
