@@ -55,6 +55,7 @@ def exporting() -> list[str]:
 
 def paper_encoder(slug: str) -> type[Encoder]:
     """The encoder class of a paper. EncoreError that names the papers that have one."""
+    paths.make_importable()
     if slug not in exporting():
         raise EncoreError(f"{slug} has no encoder to export; these have: {', '.join(exporting())}")
     return encoder_class(slug)

@@ -122,6 +122,15 @@ def mark(directory: str | Path, paper: str, about: dict[str, Any]) -> None:
     (Path(directory) / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def expect(directory: str | Path, *model_types: str) -> dict[str, Any]:
+    """config.json of a directory. EncoreError when its model_type is none of these."""
+    config = load_config(directory)
+    if not isinstance(config, dict) or config.get("model_type") not in model_types:
+        found = config.get("model_type") if isinstance(config, dict) else config
+        raise EncoreError(f"{directory}/config.json: model_type is {found!r:.60}, not {' or '.join(model_types)}")
+    return config
+
+
 def mean_over(tokens: Tensor, real: Tensor | None = None) -> Encoded:
     """Mean of tokens (B, N, D) over those where real (B, N) bool is True, None: all; the others become zero.
 

@@ -8,9 +8,11 @@ from torch import Tensor
 from common.errors import EncoreError
 from common.interop import check_and_load
 from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder, mean_over
+from common.interop.encoder import Encoded, Encoder, expect, mean_over
 from papers.bart import interop
-from papers.bart.model import BART, PAD
+from papers.bart.model import BART, PAD, bart_base, bart_large, bart_tiny
+
+SIZES = {"tiny": bart_tiny, "base": bart_base, "large": bart_large}
 
 
 class BARTEncoder(Encoder):
@@ -25,8 +27,6 @@ class BARTEncoder(Encoder):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        from papers.bart.module import SIZES
-
         size = checkpoint.argument("size")
         if size not in SIZES:
             raise EncoreError(f"{checkpoint.path}: {size!r} is no size of BART, which are {', '.join(SIZES)}")
@@ -40,6 +40,7 @@ class BARTEncoder(Encoder):
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:
+        expect(directory, "bart")
         model = interop.load(directory)
         return cls(model if isinstance(model, BART) else model.bart)
 

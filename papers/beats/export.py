@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import EncoreError
-from common.interop import check_and_load, load_config, load_weights, save_weights
+from common.interop import check_and_load, load_weights, save_weights
 from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder, mean_over
+from common.interop.encoder import Encoded, Encoder, expect, mean_over
 from papers.beats import interop
 from papers.beats import model as beats
 
@@ -47,7 +47,7 @@ class BEATsEncoder(Encoder):
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:
-        cfg = load_config(directory)
+        cfg = expect(directory, "beats")
         missing = [field for field in interop.SIZES.values() if field not in cfg]
         other = [field for field, wanted in interop.DESIGN.items() if cfg.get(field, wanted) != wanted]
         if missing or other:
@@ -74,15 +74,16 @@ class BEATsEncoder(Encoder):
         return mean_over(self.model(spectrogram, padding), None if padding is None else ~padding)
 
     def read(self, path: str | Path) -> Tensor:
-        """An audio file -> (T, M): mono at 16 kHz, Kaldi filterbank, (x - mean) / (2 std) of AudioSet."""
+        """An audio file -> (T, M): mono at 16 kHz, Kaldi filterbank, (x - mean) / (2 std) of AudioSet, whole patches.
+
+        A last patch that audio fills in part would be dropped from a clip alone, but kept among longer ones.
+        """
         from common.data.audio import load_audio
         from papers.beats.data import SAMPLE_RATE, spectrogram
 
         waveform, _ = load_audio(path, SAMPLE_RATE)
         clip = spectrogram(waveform, self.num_mel_bins, name=str(path))
-        if len(clip) < self.model.patch_size:
-            raise EncoreError(f"{path}: {len(clip)} frames are less than one patch ({self.model.patch_size}); pad it")
-        return clip
+        return beats.crop_to_patches(clip, self.model.patch_size)
 
     def collate(self, items: Sequence[Tensor]) -> dict[str, Tensor]:
         frames = torch.tensor([len(item) for item in items])

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from common.data.images import load_image
 from common.errors import EncoreError
-from common.interop import check_and_load, load_config, save_weights
+from common.interop import check_and_load, save_weights
 from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder
+from common.interop.encoder import Encoded, Encoder, expect
 from papers.clip import interop
 from papers.clip.model import CLIP, ModifiedResNet, VisionTransformer
 
@@ -45,9 +45,8 @@ class CLIPEncoder(Encoder):
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:
-        if load_config(directory).get("model_type") == RESNET:
-            return cls(interop.from_released(directory))
-        return cls(interop.from_hub(directory))
+        resnet = expect(directory, "clip", RESNET)["model_type"] == RESNET
+        return cls(interop.from_released(directory) if resnet else interop.from_hub(directory))
 
     def to_hub(self, directory: str | Path) -> None:
         if isinstance(self.model.image, ModifiedResNet):

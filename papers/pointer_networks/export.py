@@ -6,9 +6,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from common.errors import EncoreError
-from common.interop import check_and_load, load_config, load_weights, save_weights
+from common.interop import check_and_load, load_weights, save_weights
 from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder
+from common.interop.encoder import Encoded, Encoder, expect
 from papers.pointer_networks.model import LSTMAttention, LSTMSeq2Seq, PointerNetwork, Seq2Seq
 
 MODEL_TYPE = "pointer_networks"
@@ -41,10 +41,7 @@ class PointerEncoder(Encoder):
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:
-        config = load_config(directory)
-        if config.get("model_type") != MODEL_TYPE:
-            raise EncoreError(f"{directory}: config.json is not that of a Pointer Network")
-        return cls._of(config, load_weights(directory), directory)
+        return cls._of(expect(directory, MODEL_TYPE), load_weights(directory), directory)
 
     def to_hub(self, directory: str | Path) -> None:
         kind = next(name for name, built in KINDS.items() if type(self.model) is built)

@@ -6,9 +6,9 @@ from typing import Self
 from torch import Tensor
 
 from common.errors import EncoreError
-from common.interop import check_and_load, load_config
+from common.interop import check_and_load
 from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder, mean_over
+from common.interop.encoder import Encoded, Encoder, expect, mean_over
 from papers.videomae_v2 import interop
 from papers.videomae_v2.model import VideoClassifier, VideoMAE
 
@@ -34,7 +34,7 @@ class VideoMAEEncoder(Encoder):
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:
-        classifier = "VideoMAEForVideoClassification" in load_config(directory).get("architectures", [])
+        classifier = "VideoMAEForVideoClassification" in expect(directory, "videomae").get("architectures", [])
         return cls(interop.classifier_from_hub(directory) if classifier else interop.from_hub(directory))
 
     def to_hub(self, directory: str | Path) -> None:
