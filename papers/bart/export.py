@@ -21,6 +21,8 @@ class BARTEncoder(Encoder):
     tokens (B, N, D): the encoder's top states. pooled (B, D): their mean over what is not padding.
     """
 
+    prefixes = ("model.bart.", "model.")  # of BART in a module with a head, and in one without
+
     def __init__(self, model: BART) -> None:
         super().__init__()
         self.model: BART = model
@@ -34,7 +36,7 @@ class BARTEncoder(Encoder):
             checkpoint.argument("vocab_size"),
             **{k: v for k, v in checkpoint.arguments.items() if k in ("dropout", "attention_dropout", "max_positions")},
         )
-        prefix = "model.bart." if any(name.startswith("model.bart.") for name in checkpoint.state) else "model."
+        prefix = next((p for p in cls.prefixes if any(n.startswith(p) for n in checkpoint.state)), cls.prefixes[-1])
         check_and_load(model, checkpoint.part(prefix), checkpoint.path)
         return cls(model)
 
