@@ -174,7 +174,7 @@ def leave_parts(model, folder, out, monkeypatch):
     return out.with_name(f"{out.name}.parts")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another", "short"])
 def test_a_damaged_part_is_computed_again(damage, model, images, tmp_path, monkeypatch):
     folder, names = images
     out = tmp_path / "features.parquet"

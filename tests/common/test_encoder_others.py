@@ -119,4 +119,6 @@ def test_a_continual_learners_vit_agrees_with_transformers(tmp_path):
     close(pooled, model(images))
     arguments = {"backbone": described("papers.nmc_continual.model.SmallResNet", image_size=8)}
     with pytest.raises(EncoreError, match="only a ViT"):
-        exported_encoder("nmc_continual", "NMC", arguments, SmallResNet(image_size=8), "backbone.", tmp_path, False)
+        exported_encoder(
+            "nmc_continual", "NMC", arguments, SmallResNet(image_size=8), "backbone.", tmp_path / "b", False
+        )
