@@ -1,7 +1,7 @@
 """BART's encoder to use elsewhere."""
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -21,7 +21,10 @@ class BARTEncoder(Encoder):
     tokens (B, N, D): the encoder's top states. pooled (B, D): their mean over what is not padding.
     """
 
-    prefixes = ("model.bart.", "model.")  # of BART in a module with a head, and in one without
+    prefixes: ClassVar[tuple[str, ...]] = (
+        "model.bart.",
+        "model.",
+    )  # of BART in a module with a head, and in one without
 
     def __init__(self, model: BART) -> None:
         super().__init__()
