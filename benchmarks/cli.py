@@ -48,6 +48,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for other progr
 Scale = Annotated[
     str, typer.Option(help="smoke (seconds), cpu (minutes), gpu, paper (the published recipe)", autocompletion=_scales)
 ]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="configuration of the run, where neither the checkpoint nor a config.yaml has it")
+]
 
 
 @app.command("list")
@@ -159,6 +162,50 @@ def train(
     print(shlex.join(["python", *command[1:5], paths.shown(file), *context.args]), flush=True)
     os.chdir(paths.root())
     os.execvpe(command[0], command, paths.child_environment())
+
+
+@app.command()
+def export(
+    paper: PaperName,
+    checkpoint: Annotated[Path, typer.Option(help="a last.ckpt of the paper's train script")],
+    out: Annotated[Path, typer.Option(help="folder to write, whole or not at all")],
+    config: ConfigFile = None,
+    force: Annotated[bool, typer.Option("--force", help="replace an earlier export there")] = False,
+) -> None:
+    """Write a trained model in the public hub's format: model.safetensors, config.json, README.md."""
+    from benchmarks.export import export as write
+
+    print(write(paper, checkpoint, out, config, force))
+
+
+@app.command()
+def embed(
+    paper: PaperName,
+    checkpoint: Annotated[Path, typer.Option(help="a last.ckpt, or a folder that `encore export` wrote")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write: path, feature")],
+    images: Annotated[Path | None, typer.Option(help="folder of images")] = None,
+    audio: Annotated[Path | None, typer.Option(help="folder of audio files")] = None,
+    videos: Annotated[Path | None, typer.Option(help="folder of video files")] = None,
+    config: ConfigFile = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="files at a time")] = 64,
+    device: Annotated[str, typer.Option(help="for example cuda")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
+) -> None:
+    """One feature vector for every file below a folder. Stopped and started again, it goes on."""
+    given = {kind: folder for kind, folder in (("images", images), ("audio", audio), ("videos", videos)) if folder}
+    if len(given) != 1:
+        raise EncoreError("give one of --images, --audio and --videos")
+    from benchmarks.embed import embed as write
+    from benchmarks.embed import errors_file
+
+    [(kind, folder)] = given.items()
+    done = write(paper, checkpoint, folder, kind, out, config=config, batch_size=batch_size, device=device, force=force)
+    if done.rows:
+        print(f"{out}: {done.rows} {kind}" + (f", {done.reused} of them from an earlier run" if done.reused else ""))
+    if done.bad:
+        where = f"see {errors_file(out)}" if done.rows else f"all of them, so nothing is written: {done.first_error}"
+        print(f"warning: {done.bad} {kind} could not be read, {where}", file=sys.stderr)
+    raise typer.Exit(0 if done.rows else 1)
 
 
 @app.command()

@@ -7,15 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_example_on_the_front_page_runs() -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code is not None
-    names: dict = {}
-    exec(code[1], names)
-    assert names["features"].shape == (2, 512)
-    assert names["features"].norm(dim=-1).allclose(names["features"].new_ones(2), atol=1e-5)
-
-
 def test_the_lock_pins_every_direct_dependency_with_hashes_and_names_no_index() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

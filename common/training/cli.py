@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from common.errors import EncoreError
 from common.interop import read_checkpoint
+from common.interop.checkpoint import RECORD
 from common.interop.weights import check_fits
 from common.training.throughput import Throughput
 from common.training.trainer import MetricsCSV, last_checkpoint, standard_callbacks
@@ -40,6 +41,13 @@ class FirstProcessCSV(MetricsCSV):
     @rank_zero_only
     def keep_before(self, step: int) -> None:
         super().keep_before(step)
+
+
+class KeepConfig(SaveConfigCallback):
+    """config.yaml beside the logs, and the same text in every checkpoint: one file says what its weights are."""
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RECORD] = {"config": self.parser.dump(self.config, skip_none=False)}
 
 
 class EncoreCLI(LightningCLI):
@@ -109,7 +117,7 @@ def run(args: list[str] | None = None) -> EncoreCLI:
     return EncoreCLI(
         subclass_mode_model=True,
         subclass_mode_data=True,
-        save_config_callback=SaveConfigCallback,
+        save_config_callback=KeepConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "callbacks": callbacks,

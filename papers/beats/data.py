@@ -17,24 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from common.data.audio import kaldi_fbank, load_audio
+from common.data.audio import load_audio
 from common.data.sounds import CLASSES, SoundClips
 from common.errors import EncoreError
 from common.training.loader import train_loader
-from papers.beats.model import FBANK_MEAN, FBANK_STD
+from papers.beats.fbank import SAMPLE_RATE, spectrogram
 
-SAMPLE_RATE = 16000
 Batch = dict[str, Tensor]
-
-
-def spectrogram(
-    waveform: Tensor, num_mel_bins: int = 128, *, mean: float = FBANK_MEAN, std: float = FBANK_STD, name: str = "clip"
-) -> Tensor:
-    """(samples,) at 16 kHz -> (frames, mels): Kaldi fbank, (x - mean) / (2 std), so about N(0, 0.5^2).
-
-    EncoreError, naming the clip, when it is shorter than one 25 ms frame.
-    """
-    return (kaldi_fbank(waveform, SAMPLE_RATE, num_mel_bins, name=name) - mean) / (2 * std)
 
 
 def num_frames(seconds: float) -> int:

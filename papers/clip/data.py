@@ -6,7 +6,7 @@ also says `class_names`, `templates` and `tokenizer`, of which the zero-shot cla
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,18 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from common.data import shapes, sources
 from common.data.tables import decode_images, read_table
 from common.data.tokenizers import ClipTokenizer, clip_tokenizer
 from common.errors import EncoreError
 from common.training.loader import train_loader
+from papers.clip.images import MEAN, STD, image_transform
 from papers.clip.shards import CaptionShards, expand_shards
 from papers.clip.zero_shot import TEMPLATES, read_lines
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def image_transform(image_size: int, *, train: bool) -> Callable[[Image.Image], Tensor]:
-    """Short side to image_size (bicubic), then a random (training) or central square crop, normalised (Sec. 2.5, App.
-    A).
-    """
-    return v2.Compose(
-        [
-            v2.Resize(image_size, interpolation=v2.InterpolationMode.BICUBIC),
-            v2.RandomCrop(image_size) if train else v2.CenterCrop(image_size),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
 
 
 class LabelledImages(Dataset):

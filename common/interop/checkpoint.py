@@ -1,0 +1,134 @@
+"""A training checkpoint as what it says about itself: weights, the module's arguments, the run's configuration."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from common.errors import EncoreError
+from common.interop.weights import read_checkpoint
+
+RECORD = "encore"  # the key under which a train script keeps its configuration in every checkpoint
+BESIDE = "config.yaml"  # and the file that it writes beside them
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One Lightning checkpoint.
+
+    module: class path of the LightningModule, "" where the file does not say. arguments: what it was built with.
+    state: its weights, under the module's names. config: the whole configuration of the run, {} where unknown.
+    """
+
+    path: Path
+    sha256: str
+    module: str
+    arguments: dict[str, Any]
+    state: dict[str, Tensor]
+    config: dict[str, Any]
+    steps: int
+    epochs: int
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Weights whose name begins with `prefix`, without it. EncoreError when there are none."""
+        found = {name.removeprefix(prefix): value for name, value in self.state.items() if name.startswith(prefix)}
+        if not found:
+            raise EncoreError(f"{self.path}: holds no weights named {prefix}*; it is a checkpoint of another model")
+        return found
+
+    def argument(self, name: str) -> Any:
+        """One argument of the module. EncoreError that asks for the configuration when the file does not hold it."""
+        if name not in self.arguments:
+            raise EncoreError(
+                f"{self.path}: does not say what {name!r} was; give the configuration of the run "
+                f"(--config, the {BESIDE} that the train script wrote)"
+            )
+        return self.arguments[name]
+
+    def built(self, name: str, within: str) -> Any:
+        """The object that the argument `name` describes: {class_path, init_args}, of a function or class in `within`.
+
+        within: the one module that the class path may name; nothing else is imported or called.
+        """
+        return _construct(self.argument(name), within, self.path)
+
+
+def load_checkpoint(path: str | Path, config: str | Path | None = None) -> Checkpoint:
+    """Read a checkpoint; only tensors and plain containers are unpickled.
+
+    config: the configuration it was trained with. Without it, the one kept in the checkpoint, else the config.yaml
+    beside it. EncoreError when a file is missing or damaged, or is no training checkpoint.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise EncoreError(f"{path}: has no state_dict, so it is not a training checkpoint; give the last.ckpt of a run")
+    found = _config(path, content, config)
+    model = found.get("model") or {}
+    hyper = dict(content.get("hyper_parameters") or {})
+    module = str(hyper.pop("_class_path", "") or model.get("class_path", ""))
+    hyper.pop("_instantiator", None)
+    return Checkpoint(
+        path=path,
+        sha256=file_sha256(path),
+        module=module,
+        arguments=(model.get("init_args") or {}) | hyper,
+        state=content["state_dict"],
+        config=found,
+        steps=int(content.get("global_step", 0)),
+        epochs=int(content.get("epoch", 0)),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config(path: Path, content: dict[str, Any], given: str | Path | None) -> dict[str, Any]:
+    kept = (content.get(RECORD) or {}).get("config")
+    beside = path.parent / BESIDE
+    if given is not None:
+        source, text = Path(given), _read(Path(given))
+    elif kept is not None:
+        source, text = path, str(kept)
+    elif beside.is_file():
+        source, text = beside, _read(beside)
+    else:
+        return {}
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise EncoreError(f"{source}: the configuration is not valid yaml: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model", {}), dict):
+        raise EncoreError(f"{source}: is not the configuration of a run: it must have a section model")
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EncoreError(f"{path}: the configuration cannot be read: {error}") from error
+
+
+def _construct(spec: Any, within: str, source: Path) -> Any:
+    if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
+        raise EncoreError(f"{source}: {str(spec)[:80]!r} is no description of a model; give the run's configuration")
+    module, _, name = spec["class_path"].rpartition(".")
+    factory = getattr(import_module(within), name, None) if module == within else None
+    if not callable(factory) or getattr(factory, "__module__", "") != within:
+        raise EncoreError(f"{source}: {spec['class_path']!r} is not in {within}; it is a checkpoint of another model")
+    arguments = {
+        key: _construct(value, within, source) if isinstance(value, dict) and "class_path" in value else value
+        for key, value in (spec.get("init_args") or {}).items()
+    }
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        raise EncoreError(f"{source}: {spec['class_path']} cannot be built: {error}") from error
