@@ -33,13 +33,19 @@ class Throughput(Callback):
             self.counter = flop_counter()
             self.counter.__enter__()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop_counting()  # the counter hooks into every module of the process
+
+    def _stop_counting(self) -> None:
         if self.counter is not None:
             self.counter.__exit__(None, None, None)
             self.flops = self.counter.get_total_flops()
             self.counter = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._stop_counting()
         self.samples += batch_rows(batch) * trainer.world_size
         self.marks.append((perf_counter(), self.samples))
         if len(self.marks) > 1:

@@ -239,3 +239,4 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
+    assert not torch.nn.modules.module._global_forward_pre_hooks, "what counts operations was left switched on"
