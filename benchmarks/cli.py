@@ -169,12 +169,22 @@ def train(
 
 @app.command()
 def report(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="default: reports/index.html")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the site; default: reports")] = None,
 ) -> None:
-    """Write one self-contained HTML page about all papers."""
+    """Write a static site about all papers: an overview and a page for each. It opens from disk, without a network."""
     from benchmarks.report import write_report
 
-    print(write_report(output))
+    print(write_report(out))
+
+
+@app.command()
+def gallery(paper: PapersName) -> None:
+    """Train a small model of a paper and keep what makes its method visible in the report."""
+    from benchmarks.gallery import has_one, make
+
+    for each in catalog.select(paper):
+        if paper != "all" or has_one(each):
+            print(paths.shown(make(each)))
 
 
 @app.command()

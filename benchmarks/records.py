@@ -36,8 +36,13 @@ def read_curves(paper: str, claim: str, scale: str) -> dict[str, dict[str, Curve
 
 def read_record(paper: str, claim: str, scale: str) -> Record | None:
     """The kept record, whatever code it came from; None when there is none, or a damaged one."""
-    record = read_json(record_file(paper, claim, scale))
-    return record if record and {"code", "config", "data"} <= record.keys() and _holds_units(record) else None
+    return valid_record(read_json(record_file(paper, claim, scale)))
+
+
+def valid_record(content: Any) -> Record | None:
+    """The content when it has the form of a record."""
+    whole = isinstance(content, dict) and {"code", "config", "data"} <= content.keys() and _holds_units(content)
+    return content if whole else None
 
 
 def _holds_units(record: Record) -> bool:
