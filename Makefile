@@ -60,7 +60,7 @@ facts: $(READY) ## every published figure that needs no training, computed on th
 regress: $(READY) ## smoke loss trajectories against the committed ones, and the facts
 	@$(BIN)/python -m benchmarks.regress $(if $(PAPER),--paper $(PAPER))
 
-report: $(READY) ## one HTML page of everything
+report: $(READY) ## a static site of everything, into reports/
 	@$(ENCORE) report
 
 speed: $(READY) ## step time and peak memory against transformers at equal weights

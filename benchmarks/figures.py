@@ -1,4 +1,4 @@
-"""Figures of the report: matplotlib drawings as inline SVG in the page's own colours, so that they follow light and dark.
+"""Figures of the report: matplotlib drawings as inline SVG, in colours of the page that follow light and dark.
 
 Every figure is an image with a title and a description for readers who do not see it; its text stays text, and equal
 input gives equal bytes. `name` keeps the ids of one figure apart from those of the others on its page.
@@ -22,7 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 Points = Sequence[Sequence[float]]
 
@@ -33,7 +33,7 @@ PROPERTIES = {INK: "ink", DIM: "dim", LINE: "line", PAPER: "card"} | {c: f"k{i}"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1)), (0, (9, 3)))
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "encore",
     "text.parse_math": False,
@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "ytick.labelsize": 11,
 }
 WIDTH = 400
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def values_and_gap(
@@ -67,7 +68,7 @@ def values_and_gap(
 
     labels: of the two axes. An empty `gaps` leaves the lower part out.
     """
-    row, below = 34, 96 if gaps else 0
+    row, below = 36, 96 if gaps else 0
     height = row * len(rows) + 46 + below
     with _figure(WIDTH, height) as figure:
         axes = _axes(figure, 8, 46 + below, 8, 0)
@@ -78,7 +79,7 @@ def values_and_gap(
             axes.plot(values, [index + 0.2] * len(values), marker, color=colour, markersize=7, alpha=0.8, mew=0)
             axes.plot([fmean(values)], [index + 0.2], "|", color=INK, markersize=16, mew=2)
             axes.annotate(
-                _short(label, 48), (0, index + 0.2), (2, 8), ("axes fraction", "data"), textcoords="offset points"
+                _short(label, 48), (0, index + 0.2), (2, 9), ("axes fraction", "data"), textcoords="offset points"
             )
         _scale(axes, [value for values in rows.values() for value in values], labels[0])
         if gaps:
@@ -146,6 +147,9 @@ def against(
         axes.grid(color=LINE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.minorticks_off()
+        if log:
+            axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+            axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         tips: list[str] = []
         for index, (group, points) in enumerate(groups.items()):
             colour, marker = ARMS[index % len(ARMS)], MARKERS[index % len(MARKERS)]
@@ -177,7 +181,13 @@ def past_gaps(
                 axes.plot(interval, [index] * 2, color=INK, linewidth=2, alpha=0.6)
             axes.plot([gap], [index], "o", color=ARMS[0], markersize=7, mew=0)
             axes.annotate(
-                when, (0, index), (-8, 0), ("axes fraction", "data"), textcoords="offset points", ha="right", va="center"
+                when,
+                (0, index),
+                (-8, 0),
+                ("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="center",
             )
         bounds = [bound for _, _, interval in entries for bound in interval or ()]
         _scale(axes, [*(gap for _, gap, _ in entries), *bounds, 0.0], "gap in the paper's favour")
@@ -190,27 +200,21 @@ def graph(edges: Sequence[tuple[str, str]], title: str, description: str, name: 
     edges: [(paper, what it builds on)], without cycles.
     """
     directed = nx.DiGraph([(base, paper) for paper, base in edges])
-    for layer, nodes in enumerate(nx.topological_generations(directed)):
-        for node in nodes:
-            directed.nodes[node]["layer"] = layer
-    layout = nx.multipartite_layout(directed, subset_key="layer", align="horizontal")
-    widest = max(len(group) for group in _layers(directed))
-    width, height = max(WIDTH, 150 * widest), 74 * len(_layers(directed)) + 6
-    xs = sorted({round(float(x), 6) for x, _ in layout.values()})
-    spread = (xs[-1] - xs[0]) or 1.0
-    ys = sorted({round(float(y), 6) for _, y in layout.values()})
+    place: dict[str, tuple[float, float]] = {}
+    left, lowest = 0, 0
+    for family in sorted(nx.weakly_connected_components(directed), key=min):
+        layers = [sorted(nodes) for nodes in nx.topological_generations(directed.subgraph(family))]
+        wide = max(map(len, layers))
+        for row, nodes in enumerate(layers):
+            for column, node in enumerate(nodes):
+                place[node] = (140 * (left + (column + 0.5) * wide / len(nodes)), 36.0 + 74 * row)
+        left, lowest = left + wide, max(lowest, len(layers))
+    width, height = max(140 * left, 140), 74 * lowest
     with _figure(width, height) as figure:
         axes = _axes(figure, 0, 0, 0, 0)
         axes.axis("off")
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
-        place = {
-            node: (
-                width / 2 if len(xs) == 1 else 75 + (float(x) - xs[0]) / spread * (width - 150),
-                36 + 74 * ys.index(round(float(y), 6)),
-            )
-            for node, (x, y) in layout.items()
-        }
         for base, paper in directed.edges:
             arrow = FancyArrowPatch(
                 place[base], place[paper], arrowstyle="-|>", mutation_scale=12, color=DIM, shrinkA=16, shrinkB=16
@@ -282,10 +286,6 @@ def spectrogram(png: str, tokens: Sequence[Sequence[int]], title: str, descripti
         return _svg(figure, title, description, name)
 
 
-def _layers(directed: nx.DiGraph) -> list[list[str]]:
-    return [list(nodes) for nodes in nx.topological_generations(directed)]
-
-
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
     """An empty figure of so many CSS pixels."""
@@ -322,6 +322,10 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+def _power_of_ten(value: float, _: int | None) -> str:
+    return "10" + f"{round(np.log10(value))}".translate(RAISED)
+
+
 def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -344,7 +348,10 @@ def _svg(figure: Figure, title: str, description: str, name: str, tips: Sequence
     body = re.sub(r"font-family: [^;\"]*;? ?|(font: (?:bold )?[\d.]+px) [^;\"]*", r"\1", body)
     body = re.sub(r"\s*\n\s*", "\n", body)
     width, height = figure.get_size_inches() * 72
+    name = escape(name)
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" style="max-width: {width:.0f}px"'
-    label = f'role="img" aria-labelledby="{escape(name)}-t {escape(name)}-d"'
-    head = f'<title id="{escape(name)}-t">{escape(title)}</title><desc id="{escape(name)}-d">{escape(description)}</desc>'
+    label = f'role="img" aria-labelledby="{name}-t {name}-d"'
+    head = (
+        f'<title id="{escape(name)}-t">{escape(title)}</title><desc id="{escape(name)}-d">{escape(description)}</desc>'
+    )
     return f"<svg {size} {label}>{head}{body}</svg>"

@@ -54,7 +54,7 @@ def make(paper: Paper, seed: int = 0) -> Path:
     text = "{\n" + ",\n".join([*lines, f' "items": [\n{items}\n ]']) + "\n}\n"
     if len(text.encode()) > MAX_BYTES:
         raise EncoreError(
-            f"{entry(paper.slug)}: {len(text.encode()):,} bytes are more than {MAX_BYTES:,}: show fewer or smaller items"
+            f"{entry(paper.slug)}: its {len(text.encode()):,} bytes are over {MAX_BYTES:,}: show fewer or smaller items"
         )
     write_atomic(_file(paper), text)
     return _file(paper)

@@ -1,4 +1,4 @@
-"""Past gaps of the claims: every committed state of their records, read from git in two calls for all papers together."""
+"""Past gaps of the claims: every committed state of their records, read from git in two calls for all papers."""
 
 import json
 import re
@@ -68,11 +68,12 @@ def _past(claim: Claim, record: Record, commit: str, date: str) -> Past | None:
 def _committed(files: dict[str, tuple[str, Claim]]) -> Iterator[tuple[str, str, str, Record]]:
     """(commit, date, file, record) of every commit that wrote one of the files, oldest first."""
     form = f"--format={MARK}%H %cs"
-    log = _git("log", "--reverse", form, "--name-only", "--relative", "--diff-filter=d", "-z", "--", "benchmarks/results")
+    names_only = ("--name-only", "--relative", "--diff-filter=d", "-z")
+    log = _git("log", "--reverse", form, *names_only, "--", "benchmarks/results")
     wanted = []
     for entry in log.split(MARK.encode())[1:]:
-        head, *names = entry.decode("utf-8", "replace").split("\0")
-        commit, date = head.split()
+        first, *names = entry.decode("utf-8", "replace").split("\0")
+        commit, date = first.split()
         wanted += [(commit, date, name) for name in (name.strip("\n") for name in names) if name in files]
     if not wanted:
         return

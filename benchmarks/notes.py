@@ -1,4 +1,4 @@
-"""The sections of a paper's README.md as HTML. Raw HTML in it stays text, and links lead to the web or inside the site."""
+"""The sections of a paper's README.md as HTML. HTML in it stays text, and links lead to the web or inside the site."""
 
 import re
 from dataclasses import dataclass

@@ -44,8 +44,14 @@ def write_report(folder: Path | None = None) -> Path:
     for view in shown:
         notes = [section for section in view.sections if not section.is_idea]
         page = template.render(
-            view=view, notes=notes, history=history, contents=_contents(view), outcomes=_outcomes([view]), up="../", **shared
-        )  # fmt: skip
+            view=view,
+            notes=notes,
+            history=history,
+            contents=_contents(view),
+            outcomes=_outcomes([view]),
+            up="../",
+            **shared,
+        )
         write_atomic(folder / "papers" / f"{view.standing.paper.slug}.html", page)
     page = environment.get_template("index.html").render(**_overview(shown, edges, drawn), up="", **shared)
     write_atomic(folder / "index.html", page)

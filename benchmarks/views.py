@@ -1,4 +1,4 @@
-"""What the pages of the report show, prepared for the templates: figures, tables and commands of one paper and of all."""
+"""What the pages of the report show, prepared for the templates: figures, tables, commands."""
 
 import re
 from collections import Counter
@@ -73,6 +73,7 @@ class PaperView:
     sizes: list[tuple[str, list[Size]]]
     gallery: gallery.Kept | None
     shown: list[Markup | None]
+    commands: dict[str, str]
     relatives: Markup | None
     builders: list[str]
 
@@ -93,6 +94,7 @@ def paper_view(
         sizes=list(sizes(paper.facts, standing.facts, quantities)),
         gallery=kept,
         shown=[_shown(item, index, drawn) for index, item in enumerate(kept.gallery.items)] if kept else [],
+        commands={name: line for row in standing.rows for name, line in commands(paper.slug, row).items()},
         relatives=graph(near, drawn, paper.slug) if near else None,
         builders=[one for one, base in edges if base == paper.slug],
     )
@@ -138,15 +140,17 @@ def ours(row: Row) -> str:
     return "" if row.ours is None else number(row.ours) + spread
 
 
-def commands(slug: str, row: Row) -> list[tuple[str, str]]:
-    """[(what it runs, command)]: what gave the value or verdict here, and the published recipe."""
+def commands(slug: str, row: Row) -> dict[str, str]:
+    """{short name: command}: what gave the value or verdict here, and the published recipe."""
     kind, _, name = row.by.partition(" ")
-    here = {
-        "fact": f"encore facts {slug}",
-        "claim": f"encore reproduce {slug} --claim {name}",
-        "measurement": f"encore reproduce {slug} --claim {name}",
-    }.get(kind)
-    return [*([("here", here)] if here else []), *([("recipe", row.command)] if row.command else [])]
+    found = {}
+    if kind == "fact":
+        found["facts"] = f"encore facts {slug}"
+    elif kind:
+        found[name] = f"encore reproduce {slug} --claim {name}"
+    if row.reported.recipe:
+        found[row.reported.recipe.removeprefix("configs/")] = row.command
+    return found
 
 
 def sizes(facts: list[Fact], results: list[FactResult], quantities: list[str]) -> Iterator[tuple[str, list[Size]]]:
@@ -243,7 +247,7 @@ def _compute(record: dict[str, Any], experiment: Claim | Measurement) -> Compute
     commits = [unit["provenance"]["commit"] for unit in units]
     return Compute(
         {arm: seconds for arm, seconds in arms.items() if seconds},
-        [f"{name}: {count} units" for name, count in Counter(machines).items()],
+        [f"{name}: {count} unit{'s' if count > 1 else ''}" for name, count in Counter(machines).items()],
         list(dict.fromkeys(commits)),
         str(record["code"]),
         str(record["config"]),
@@ -379,4 +383,6 @@ def _tip(each: Comparable) -> str:
 
 def _worded(points: list[Comparable]) -> str:
     close = sum(abs(each.ours - each.reported) <= 0.01 * abs(each.reported) for each in points)
-    return f"{len(points)} points; {close} of them within 1 % of the reported value. All values stand in the table below."
+    return (
+        f"{len(points)} points; {close} of them within 1 % of the reported value. All values stand in the table below."
+    )
