@@ -43,11 +43,12 @@ def make(paper: Paper, seed: int = 0) -> Path:
     if not has_one(paper):
         raise EncoreError(f"{paper.slug} has no gallery: there is no {paths.shown(paths.room(paper.slug))}/gallery.py")
     paths.make_importable()
+    code = fingerprint.code(entry(paper.slug))  # before it runs: what is edited meanwhile does not count
     function = importlib.import_module(f"papers.{paper.slug}.gallery").gallery
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         made = function(Path(folder), seed=seed)
-    head = {"paper": paper.slug, "code": fingerprint.code(entry(paper.slug)), "seed": seed}
+    head = {"paper": paper.slug, "code": code, "seed": seed}
     head |= {"seconds": round(time.perf_counter() - begin, 1), "provenance": provenance(), "trained": made.trained}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     items = ",\n".join(f"  {json.dumps(item.model_dump(), ensure_ascii=False)}" for item in made.items)

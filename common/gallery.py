@@ -6,6 +6,7 @@ Every item says in words what it shows.
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -93,7 +94,7 @@ class Gallery(Strict):
     """trained: one sentence saying which model was trained, on what, for how many steps."""
 
     trained: str
-    items: list[Item]
+    items: Sequence[Item]
 
 
 def png(pixels: np.ndarray) -> str:
