@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from html import escape
 from statistics import fmean
 from typing import Any
@@ -150,13 +151,11 @@ def against(
         if log:
             axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
             axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-        tips: list[str] = []
         for index, (group, points) in enumerate(groups.items()):
-            colour, marker = ARMS[index % len(ARMS)], MARKERS[index % len(MARKERS)]
-            for reported, ours, tip in points:
-                drawn = axes.scatter([reported], [ours], s=44, marker=marker, color=colour, alpha=0.75, linewidths=0)
-                drawn.set_gid(f"tip{len(tips)}")
-                tips.append(tip)
+            colour, marker = ARMS[index % len(ARMS)], MARKERS[(index + index // len(ARMS)) % len(MARKERS)]
+            reported, ours, _ = zip(*points)
+            drawn = axes.scatter(reported, ours, s=44, marker=marker, color=colour, alpha=0.75, linewidths=0)
+            drawn.set_gid(f"tips{index}")
             x, y = (58 + 6) / WIDTH, (legend - 10 - 20 * index) / (380 + legend)
             figure.add_artist(mpl.lines.Line2D([x], [y], marker=marker, color=colour, markersize=7, mew=0))
             figure.text(x + 14 / WIDTH, y, _short(group, 44), va="center")
@@ -164,6 +163,7 @@ def against(
         axes.set_ylabel(labels[1])
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(length=3)
+        tips = [[tip for _, _, tip in points] for points in groups.values()]
         return _svg(figure, title, description, name, tips)
 
 
@@ -322,6 +322,10 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+def _titled(words: Iterator[str], mark: re.Match[str]) -> str:
+    return f"{mark[1]}><title>{escape(next(words))}</title></use>"
+
+
 def _power_of_ten(value: float, _: int | None) -> str:
     return "10" + f"{round(np.log10(value))}".translate(RAISED)
 
@@ -330,16 +334,21 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _svg(figure: Figure, title: str, description: str, name: str, tips: Sequence[str] = ()) -> str:
-    """The figure as an <svg> element without what only a file of its own needs."""
+def _svg(figure: Figure, title: str, description: str, name: str, tips: Sequence[Sequence[str]] = ()) -> str:
+    """The figure as an <svg> element without what only a file of its own needs.
+
+    tips: what to show when the pointer rests on the points of the collection with the gid tips0, tips1, ...
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     body = text[text.index("<g id=") : text.rindex("</svg>")]
     body = re.sub(r"<style.*?</style>", "", body, flags=re.S)
     body = body.replace("xlink:href", "href")
-    for index, tip in enumerate(tips):
-        body = body.replace(f'<g id="tip{index}">', f"<g><title>{escape(tip)}</title>")
+    for index, points in enumerate(tips):
+        before, after = body.split(f'<g id="tips{index}">')
+        words = iter(points)
+        body = before + "<g>" + re.sub(r"(<use [^>]*)/>", partial(_titled, words), after, count=len(points))
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{escape(name)}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{escape(name)}-", body)

@@ -12,6 +12,7 @@ from benchmarks import fingerprint, paths
 from benchmarks.files import read_json, write_atomic
 from benchmarks.provenance import provenance
 from benchmarks.schema import Paper
+from benchmarks.units import is_finite
 from common.errors import EncoreError
 
 if TYPE_CHECKING:
@@ -70,15 +71,16 @@ def read(paper: Paper) -> Kept | None:
 
     from common.gallery import Gallery
 
-    origin, seconds = content.get("provenance"), content.get("seconds")
+    origin: Any = content.get("provenance")
+    seconds: Any = content.get("seconds")
     try:
         gallery = Gallery.model_validate({key: content.get(key) for key in ("trained", "items")})
     except ValidationError:
         return None
-    if not isinstance(origin, dict) or not isinstance(seconds, int | float):
+    if not isinstance(origin, dict) or "commit" not in origin or not is_finite(seconds):
         return None
     is_old = content.get("code") != (fingerprint.code(entry(paper.slug)) if has_one(paper) else None)
-    return Kept(gallery, float(seconds), origin, is_old)
+    return Kept(gallery, seconds, origin, is_old)
 
 
 def _file(paper: Paper) -> Path:

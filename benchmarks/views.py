@@ -314,6 +314,7 @@ class Comparable:
     """A number that was reported and that we have too; `group`: which of them one may compare on an axis."""
 
     paper: str
+    modality: str
     what: str
     group: str
     reported: float
@@ -325,27 +326,27 @@ def comparables(standings: list[Standing]) -> list[Comparable]:
     """Every fact and every reported row with a value of ours; a row that a fact verifies counts as that fact."""
     found = []
     for standing in standings:
-        slug = standing.paper.slug
+        slug, modality = standing.paper.slug, standing.paper.modality[0]
         for fact in standing.facts:
             if fact.computed is not None:
-                found.append(Comparable(slug, fact.id, "facts", fact.reported, fact.computed, fact.quantity))
+                found.append(Comparable(slug, modality, fact.id, "facts", fact.reported, fact.computed, fact.quantity))
         for row in standing.rows:
             kept, value = row.reported, row.reported.value
             if row.ours is None or kept.fact is not None or isinstance(value, str) or value is None:
                 continue
             group = "percent" if kept.unit == "%" else "rows"
-            found.append(Comparable(slug, kept.id, group, float(value), row.ours, kept.unit))
+            found.append(Comparable(slug, modality, kept.id, group, float(value), row.ours, kept.unit))
     return found
 
 
 def scatter(points: list[Comparable], drawn: Drawn) -> list[Markup]:
-    """Ours against reported: rows in percent by paper on plain axes, facts and rows in other units on logarithmic
+    """Ours against reported: rows in percent by modality on plain axes, facts and rows in other units on logarithmic
     ones.
     """
     figures = []
     percent: dict[str, list] = {}
     for each in (each for each in points if each.group == "percent"):
-        percent.setdefault(each.paper, []).append([each.reported, each.ours, _tip(each)])
+        percent.setdefault(each.modality, []).append([each.reported, each.ours, _tip(each)])
     if percent:
         figures.append(
             drawn(
