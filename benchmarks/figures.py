@@ -354,7 +354,7 @@ def _svg(figure: Figure, title: str, description: str, name: str, tips: Sequence
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{escape(name)}-", body)
     for colour, variable in PROPERTIES.items():
         body = body.replace(colour, f"var(--{variable})")
-    body = re.sub(r"font-family: [^;\"]*;? ?|(font: (?:bold )?[\d.]+px) [^;\"]*", r"\1", body)
+    body = re.sub(r'font-family: [^;"]*;? ?', "", body)
     body = re.sub(r"\s*\n\s*", "\n", body)
     width, height = figure.get_size_inches() * 72
     name = escape(name)

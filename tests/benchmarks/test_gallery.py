@@ -72,7 +72,11 @@ def put(tree, content):
     [
         {"items": [{**ITEM, "rows": [["a"]]}]},
         {"items": [{**ITEM, "kind": "film"}]},
-        {"items": [{"kind": "pictures", "title": "T", "caption": "c", "pictures": [{"label": "l", "png": "PHN2Zz4="}]}]},
+        {
+            "items": [
+                {"kind": "pictures", "title": "T", "caption": "c", "pictures": [{"label": "l", "png": "PHN2Zz4="}]}
+            ]
+        },
         {"seconds": "long"},
         {"provenance": {}},
         {"trained": None},
