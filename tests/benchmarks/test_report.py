@@ -156,6 +156,9 @@ def test_equal_results_give_equal_figures_and_the_second_report_draws_none(tree,
     monkeypatch.setattr("benchmarks.figures.curves", None)
     write_report()
     assert re.findall(r"<svg.*?</svg>", first.read_text(), re.S) == before
+    put_record(tree, method=(1, 2, 3))
+    write_report()
+    assert "method: 1, 2, 3; baseline: 5, 5, 5" in first.read_text(), "other results, other figures"
 
 
 @pytest.mark.parametrize(
