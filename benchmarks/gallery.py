@@ -12,7 +12,6 @@ from benchmarks import fingerprint, paths
 from benchmarks.files import read_json, write_atomic
 from benchmarks.provenance import provenance
 from benchmarks.schema import Paper
-from benchmarks.units import is_finite
 from common.errors import EncoreError
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ class Kept:
     """A kept gallery; `is_old` when the code that made it has changed since."""
 
     gallery: "Gallery"
-    seconds: float
     origin: dict[str, Any]
     is_old: bool
 
@@ -72,15 +70,14 @@ def read(paper: Paper) -> Kept | None:
     from common.gallery import Gallery
 
     origin: Any = content.get("provenance")
-    seconds: Any = content.get("seconds")
     try:
         gallery = Gallery.model_validate({key: content.get(key) for key in ("trained", "items")})
     except ValidationError:
         return None
-    if not isinstance(origin, dict) or "commit" not in origin or not is_finite(seconds):
+    if not isinstance(origin, dict) or "commit" not in origin:
         return None
     is_old = content.get("code") != (fingerprint.code(entry(paper.slug)) if has_one(paper) else None)
-    return Kept(gallery, seconds, origin, is_old)
+    return Kept(gallery, origin, is_old)
 
 
 def _file(paper: Paper) -> Path:

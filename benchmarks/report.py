@@ -18,6 +18,7 @@ from benchmarks.drawn import Drawn
 from benchmarks.files import write_atomic
 from benchmarks.history import History
 from benchmarks.provenance import commit
+from benchmarks.scatter import comparables, scatter
 from benchmarks.standing import Standing, interval_text, number, signed
 from benchmarks.views import PaperView
 from common.errors import EncoreError
@@ -80,7 +81,7 @@ def _environment() -> Any:
 
 def _overview(shown: list[PaperView], edges: list[tuple[str, str]], drawn: Drawn) -> dict[str, Any]:
     standings = [view.standing for view in shown]
-    points = views.comparables(standings)
+    points = comparables(standings)
     return {
         "views": shown,
         "matches": sum(standing.matches for standing in standings),
@@ -91,7 +92,7 @@ def _overview(shown: list[PaperView], edges: list[tuple[str, str]], drawn: Drawn
         "years": sorted({standing.paper.year for standing in standings}, reverse=True),
         "outcomes": sorted({name for standing in standings for name in verdict_names(standing)}),
         "points": points,
-        "scatter": views.scatter(points, drawn),
+        "scatter": scatter(points, drawn),
         "edges": edges,
         "graph": views.graph(edges, drawn) if edges else None,
     }

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import views
 from benchmarks.readme import update
 from benchmarks.report import write_report
+from benchmarks.scatter import comparables
 from benchmarks.standing import Standing
 from common.errors import EncoreError
 from tests.benchmarks.test_cli import put_record
@@ -133,7 +134,7 @@ def test_a_measured_row_and_a_fact_are_points_of_the_scatter(tree):
     source = tree.root / "benchmarks/results/toy/better.json"
     text = source.read_text().replace('"claim": "better"', '"claim": "values"')
     (source.parent / "values.json").write_text(text)
-    points = views.comparables([Standing(load_one("toy"))])
+    points = comparables([Standing(load_one("toy"))])
     assert [(p.what, p.group, p.reported, p.ours) for p in points] == [
         ("two", "facts", 2, 2),
         ("row-measured", "percent", 11, pytest.approx(9.1)),
