@@ -16,7 +16,7 @@ TESTS := $(if $(PAPER),$(wildcard tests/papers/test_$(PAPER)*.py),tests)
 EXTRA := .venv/.extra-
 COMPILE := .tools/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url
 
-.PHONY: help setup reproduce test chaos lint types facts regress report speed readme lock clean
+.PHONY: help setup reproduce test browser chaos lint types facts regress report speed readme lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -30,7 +30,7 @@ setup: $(READY) $(EXTRAS:%=$(EXTRA)%) ## the pinned environment, into .venv (EXT
 $(READY): requirements.lock pyproject.toml .tools/bin/uv
 	@echo "setting up .venv from requirements.lock"
 	@[ -x $(BIN)/python ] || .tools/bin/uv venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
-	@.tools/bin/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@.tools/bin/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	@.tools/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -44,6 +44,9 @@ reproduce: $(READY) $(patsubst %,$(EXTRA)%,$(filter ray slurm,$(ENGINE))) ## rep
 
 test: lint types ## lint, types, tests (PAPER=clip: that paper's tests)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(TESTS) $(ARGS)
+
+browser: ## a browser for the tests of the site, where the system has none (Debian; else install Chromium yourself)
+	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 
 chaos: $(READY) ## 50 kills at random moments: results must be those of an undisturbed run (some 15 minutes)
 	@$(BIN)/python -m tests.benchmarks.chaos $(ARGS)
@@ -60,10 +63,10 @@ facts: $(READY) ## every published figure that needs no training, computed on th
 regress: $(READY) ## smoke loss trajectories against the committed ones, and the facts
 	@$(BIN)/python -m benchmarks.regress $(if $(PAPER),--paper $(PAPER))
 
-report: $(READY) ## one HTML page of everything
+report: $(READY) ## a static site of everything, into reports/
 	@$(ENCORE) report
 
-speed: $(READY) ## step time and peak memory against transformers at equal weights
+speed: $(READY) $(EXTRA)speed ## steps, inference and peak memory against transformers and timm at equal weights
 	@$(BIN)/python -m benchmarks.speed $(ARGS)
 
 readme: $(READY) ## refresh the generated blocks of the READMEs
@@ -71,7 +74,7 @@ readme: $(READY) ## refresh the generated blocks of the READMEs
 
 lock: .tools/bin/uv ## pin what pyproject.toml asks for
 	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
-	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ray"], *extras["slurm"], sep="\n")' | $(COMPILE) --constraint requirements.lock - -o requirements-extras.lock
+	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ray"], *extras["slurm"], *extras["speed"], sep="\n")' | $(COMPILE) --constraint requirements.lock - -o requirements-extras.lock
 
 clean: ## remove the environment, runs and reports
 	rm -rf .venv .tools runs reports .mypy_cache .pytest_cache .ruff_cache

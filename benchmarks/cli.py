@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks import paths, views
+from benchmarks import paths, remembered
 from benchmarks.choices import DEFAULT_PAPER, ENGINES, SCALES, pick
 from common.errors import EncoreError
 
@@ -57,18 +57,18 @@ ConfigFile = Annotated[
 def list_papers(as_json: AsJson = False) -> None:
     """All papers with their facts, verdicts and missing parts."""
     if as_json:
-        print(views.text_of("list --json", lambda: _json([standing.brief() for standing in _standings()])))
+        print(remembered.text_of("list --json", lambda: _json([standing.brief() for standing in _standings()])))
     else:
-        views.print_drawn("list", _draw_list)
+        remembered.print_drawn("list", _draw_list)
 
 
 @app.command()
 def show(paper: PaperName, as_json: AsJson = False) -> None:
     """One paper: claims, reported numbers beside ours, choices, missing parts."""
     if as_json:
-        print(views.text_of(f"show {paper} --json", lambda: _json(_standings(paper)[0].full())))
+        print(remembered.text_of(f"show {paper} --json", lambda: _json(_standings(paper)[0].full())))
     else:
-        views.print_drawn(f"show {paper}", lambda console: _draw_show(console, paper))
+        remembered.print_drawn(f"show {paper}", lambda console: _draw_show(console, paper))
 
 
 @app.command()
@@ -210,12 +210,23 @@ def embed(
 
 @app.command()
 def report(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="default: reports/index.html")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the site; default: reports")] = None,
 ) -> None:
-    """Write one self-contained HTML page about all papers."""
+    """Write a static site about all papers: an overview and a page for each. It opens from disk, without a network."""
     from benchmarks.report import write_report
 
-    print(write_report(output))
+    print(write_report(out))
+
+
+@app.command()
+def gallery(paper: PapersName) -> None:
+    """Train a small model of a paper and keep what makes its method visible in the report."""
+    from benchmarks import catalog
+    from benchmarks.gallery import has_one, make
+
+    for each in catalog.select(paper):
+        if paper != "all" or has_one(each):
+            print(paths.shown(make(each)))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from common.errors import EncoreError
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 GENERATED = "generated"
-RESERVED = re.compile(r"facts|.*\.curves")  # files of these names lie beside the results of claims
+RESERVED = re.compile(r"facts|gallery|.*\.curves")  # files of these names lie beside the results of claims
 MAX_DEPTH = 50
 Location = tuple[int | str, ...]
 

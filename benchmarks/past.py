@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from benchmarks import catalog, paths
 from benchmarks.files import read_json
 from benchmarks.load import parse_yaml
-from benchmarks.records import Record, is_record
+from benchmarks.records import Record, valid_record
 from benchmarks.schema import Paper
 from common.errors import EncoreError
 
@@ -74,8 +74,7 @@ class Snapshot:
 
     def record(self, slug: str, claim: str) -> Record | None:
         """The record of a claim or measurement; None when there was none, or a damaged one."""
-        content = self._json(f"{RESULTS}{slug}/{claim}.json")
-        return content if content is not None and is_record(content) else None
+        return valid_record(self._json(f"{RESULTS}{slug}/{claim}.json"))
 
     def facts(self, slug: str) -> dict[str, float]:
         """{fact: computed figure} as recorded then."""

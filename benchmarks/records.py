@@ -36,18 +36,23 @@ def read_curves(paper: str, claim: str, scale: str) -> dict[str, dict[str, Curve
 
 def read_record(paper: str, claim: str, scale: str) -> Record | None:
     """The kept record, whatever code it came from; None when there is none, or a damaged one."""
-    record = read_json(record_file(paper, claim, scale))
-    return record if record and is_record(record) else None
+    return valid_record(read_json(record_file(paper, claim, scale)))
 
 
-def is_record(content: dict[str, Any]) -> bool:
-    """Whether it has the form of a claim's results."""
-    units = content.get("units")
+def valid_record(content: Any) -> Record | None:
+    """The content when it has the form of a record."""
+    whole = isinstance(content, dict) and {"code", "config", "data"} <= content.keys() and _holds_units(content)
+    return content if whole else None
+
+
+def _holds_units(record: Record) -> bool:
+    units = record.get("units")
     return (
-        {"code", "config", "data"} <= content.keys()
-        and isinstance(units, list)
+        isinstance(units, list)
         and bool(units)
-        and all(is_result(u) and isinstance(u.get("arm"), str) and isinstance(u.get("seed"), int) for u in units)
+        and all(
+            is_result(unit) and isinstance(unit.get("arm"), str) and isinstance(unit.get("seed"), int) for unit in units
+        )
     )
 
 

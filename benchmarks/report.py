@@ -1,124 +1,153 @@
-"""`encore report`: one HTML page about all papers that needs nothing but itself."""
+"""`encore report`: a static site about all papers that opens from disk and needs no network.
+
+    DIR/index.html            every paper, with filter and search; reported against ours; what builds on what
+    DIR/papers/<slug>.html    one paper
+    DIR/assets/               style and script
+
+Every file is written whole or not at all, the overview last, so that its links lead somewhere.
+"""
 
 import re
-from dataclasses import dataclass
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, stdev
+from typing import Any
 
-from benchmarks import catalog, paths, plots
-from benchmarks.curves import Curve
+from benchmarks import catalog, paths, views
+from benchmarks.drawn import Drawn
 from benchmarks.files import write_atomic
+from benchmarks.history import History
 from benchmarks.provenance import commit
-from benchmarks.records import read_curves
-from benchmarks.schema import Claim, Measurement
-from benchmarks.standing import Row, Standing, interval_text, number, signed
-from benchmarks.table import ran
+from benchmarks.scatter import comparables, scatter
+from benchmarks.standing import Standing, interval_text, number, signed
+from benchmarks.views import PaperView
+from common.errors import EncoreError
 
-UNINTERESTING = re.compile(r"(^|[:/ ])(lr|learning_rate|epoch|samples|flops|seconds|step_time|throughput|grad)", re.I)
-MAX_CURVES = 3
-
-
-@dataclass
-class ClaimView:
-    """A claim, or a measurement, as the page shows it: `arms` is a table of mean and spread a metric."""
-
-    experiment: Claim | Measurement
-    metrics: list[str]
-    arms: list[tuple[str, list[str]]]
-    plots: list[str]
+GENERATOR = "Encore report"
+TEMPLATES = Path(__file__).with_name("templates")
 
 
-def write_report(output: Path | None = None) -> Path:
-    """Write the page about every paper's committed results; returns the file."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def write_report(folder: Path | None = None) -> Path:
+    """Write the site about every paper's committed results into `folder` (default reports/); returns its index.html."""
+    folder = folder or paths.root() / "reports"
+    if folder.suffix in (".html", ".htm"):
+        raise EncoreError(f"--out {folder}: give the folder of the site, for example {folder.parent / 'site'}")
+    standings = [Standing(paper) for paper in catalog.load_all().values()]
+    pages = {standing.paper.slug for standing in standings}
+    history, drawn, edges = History([s.paper for s in standings]), Drawn(), views.builds_on(standings)
+    environment = _environment()
+    shared = {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit(), "pages": pages}
 
-    output = output or paths.root() / "reports" / "index.html"
+    for asset in sorted((TEMPLATES / "assets").iterdir()):
+        write_atomic(folder / "assets" / asset.name, asset.read_text(encoding="utf-8"))
+    shown = [views.paper_view(standing, history, drawn, edges, pages) for standing in standings]
+    template = environment.get_template("paper.html")
+    for view in shown:
+        notes = [section for section in view.sections if not section.is_idea]
+        page = template.render(
+            view=view,
+            notes=notes,
+            history=history,
+            contents=_contents(view),
+            outcomes=_outcomes([view]),
+            up="../",
+            **shared,
+        )
+        write_atomic(folder / "papers" / f"{view.standing.paper.slug}.html", page)
+    page = environment.get_template("index.html").render(**_overview(shown, edges, drawn), up="", **shared)
+    write_atomic(folder / "index.html", page)
+    _remove_pages_of_papers_that_are_gone(folder, pages)
+    drawn.save()
+    return folder / "index.html"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
-        loader=PackageLoader("benchmarks"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "interval": interval_text, "ran": ran, "ours": ours}
-    environment.globals |= {"idea": idea, "claim_view": claim_view}
-    standings = [Standing(paper) for paper in catalog.load_all().values()]
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = environment.get_template("report.html").render(standings=standings, written=written, commit=commit())
-    write_atomic(output, page)
-    return output
+    environment.filters |= {
+        **{"number": number, "signed": signed, "interval": interval_text, "percent": percent, "duration": duration},
+        **{"ours": views.ours, "names": names, "is_repository": is_repository},
+    }
+    environment.globals |= {"commands": views.commands, "verdict_names": verdict_names, "generator": GENERATOR}
+    return environment
 
 
-def idea(slug: str) -> str:
-    """First paragraph of the section `Idea` of a paper's README.md, as plain text; empty when there is none."""
-    file = paths.room(slug) / "README.md"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    match = re.search(r"^#+ +(?:the )?idea\b.*?\n+(.+?)(?:\n\s*\n|\n#|\Z)", text, re.I | re.M | re.S)
-    paragraph = " ".join(match.group(1).split()) if match else ""
-    paragraph = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", paragraph).replace("`", "")
-    return re.sub(r"(\*{1,2})(\S.*?)\1", r"\2", paragraph)
+def _overview(shown: list[PaperView], edges: list[tuple[str, str]], drawn: Drawn) -> dict[str, Any]:
+    standings = [view.standing for view in shown]
+    points = comparables(standings)
+    return {
+        "views": shown,
+        "matches": sum(standing.matches for standing in standings),
+        "facts": sum(len(standing.paper.facts) for standing in standings),
+        "claims": _outcomes(shown),
+        "rows": dict(Counter(row.verdict for standing in standings for row in standing.rows).most_common()),
+        "modalities": sorted({modality for standing in standings for modality in standing.paper.modality}),
+        "years": sorted({standing.paper.year for standing in standings}, reverse=True),
+        "outcomes": sorted({name for standing in standings for name in verdict_names(standing)}),
+        "points": points,
+        "scatter": scatter(points, drawn),
+        "edges": edges,
+        "graph": views.graph(edges, drawn) if edges else None,
+    }
 
 
-def ours(row: Row) -> str:
-    """Our value of a reported row, with its standard deviation over seeds."""
-    spread = f" ± {row.spread:.2g}" if row.spread is not None else ""
-    return "" if row.ours is None else number(row.ours) + spread
+def _outcomes(shown: list[PaperView]) -> dict[str, int]:
+    """{verdict: how many claims have it}."""
+    return dict(Counter(v.verdict for view in shown for v in view.standing.verdicts.values()).most_common())
 
 
-def claim_view(standing: Standing, experiment: Claim | Measurement) -> ClaimView:
-    """Tables and plots of one claim or measurement; empty where it never ran."""
-    record = standing.records[experiment.id]
-    units = record["units"] if record else []
-    curves = read_curves(standing.paper.slug, experiment.id, standing.scale) if record else {}
-    names = list(dict.fromkeys(name for unit in units for name in unit["metrics"]))
-    arms = []
-    for arm in experiment.all_arms:
-        values = [[u["metrics"][name] for u in units if u["arm"] == arm and name in u["metrics"]] for name in names]
-        arms.append((arm, [_mean_and_spread(each) for each in values]))
-    drawn = _verdict_plots(standing, experiment, units) if isinstance(experiment, Claim) and units else []
-    return ClaimView(experiment, names, arms if units else [], [*drawn, *_curve_plots(experiment, curves)])
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    if not values:
-        return "-"
-    return number(fmean(values)) + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
-
-
-def _verdict_plots(standing: Standing, claim: Claim, units: list[dict]) -> list[str]:
-    verdict = standing.verdicts[claim.id]
-    sides = [side for of in (claim.method, claim.baseline) if isinstance(side := claim.side(of), tuple)]
-    others = [(arm, claim.metric) for arm in claim.all_arms if arm not in {arm for arm, _ in sides}]
-    rows = {}
-    for arm, metric in dict.fromkeys([*sides, *others]):
-        values = [u["metrics"][metric] for u in units if u["arm"] == arm and metric in u["metrics"]]
-        if values:
-            rows[arm if metric == claim.metric else f"{arm} {metric}"] = values
-    if not rows or verdict.gap is None:
-        return []
-    worded = "; ".join(f"{name}: {', '.join(f'{v:.4g}' for v in values)}" for name, values in rows.items())
-    better = "higher" if claim.higher_is_better else "lower"
-    sign = 1 if claim.higher_is_better else -1
-    gaps = [sign * (verdict.values[seed] - verdict.baseline_values[seed]) for seed in verdict.values]
-    gap_words = f"mean gap {signed(verdict.gap)}, 95 % interval {interval_text(verdict.interval)}, {verdict.verdict}"
-    return [
-        plots.dots(rows, f"{claim.metric} ({better} is better)", f"One dot a seed. {worded}"),
-        plots.interval(gaps, verdict.interval, claim.margin, "gap in the paper's favour", gap_words),
+def _contents(view: PaperView) -> list[tuple[str, str]]:
+    """(anchor, name) of the sections the page has, in its order."""
+    paper = view.standing.paper
+    sections: list[tuple[str, str, object]] = [
+        ("idea", "Idea", any(section.is_idea for section in view.sections)),
+        ("gallery", "Gallery", view.gallery),
+        ("architecture", "Architecture", view.sizes),
+        ("facts", "Facts", paper.facts),
+        ("claims", "Claims", paper.claims),
+        ("measurements", "Measurements", paper.measurements),
+        ("numbers", "Reported numbers", paper.reported),
+        ("choices", "Our choices", paper.choices),
+        ("notes", "Notes", any(not section.is_idea for section in view.sections)),
+        ("builds", "What it builds on", True),
+        ("missing", "Missing", view.standing.missing),
     ]
+    return [(anchor, name) for anchor, name, there in sections if there]
 
 
-def _curve_plots(experiment: Claim | Measurement, curves: dict[str, dict[str, Curve]]) -> list[str]:
-    names = dict.fromkeys(name for unit in curves.values() for name in unit if not UNINTERESTING.search(name))
-    drawn = []
-    for name in sorted(names, key=lambda name: ("loss" not in name, name))[:MAX_CURVES]:
-        lines = {}
-        for arm in experiment.all_arms:
-            found = [curves.get(f"{arm}-{seed}", {}).get(name, []) for seed in experiment.seeds]
-            if seeds := [line for line in found if len(line) > 1]:
-                lines[arm] = seeds
-        if lines:
-            last = {arm: ", ".join(f"{line[-1][1]:.4g}" for line in seeds) for arm, seeds in lines.items()}
-            ends = "; ".join(f"{arm} ends at {values}" for arm, values in last.items())
-            drawn.append(plots.curves(lines, f"{name} against step", f"Learning curves, one line a seed. {ends}"))
-    return drawn
+def verdict_names(standing: Standing) -> list[str]:
+    """What the overview filters by: the verdicts among a paper's claims."""
+    return list(dict.fromkeys(v.verdict for v in standing.verdicts.values())) or ["no claims"]
+
+
+def names(authors: str | list[str]) -> str:
+    return authors if isinstance(authors, str) else ", ".join(authors)
+
+
+def is_repository(code: str) -> bool:
+    """Whether it is owner/name, which lives at one known place."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", code, re.ASCII) is not None
+
+
+def percent(difference: float | None) -> str:
+    return "-" if difference is None else f"{100 * difference:+.4g} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _remove_pages_of_papers_that_are_gone(folder: Path, pages: set[str]) -> None:
+    for file in (folder / "papers").glob("*.html"):
+        if file.stem not in pages and f'content="{GENERATOR}"' in file.read_text(encoding="utf-8", errors="replace"):
+            file.unlink()

@@ -123,14 +123,19 @@ FILES = {
 }
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """root, write(path, text), paper(old, new) to edit paper.yaml, encore(*args) as a process, calls() so far."""
-    root = tmp_path / "tree"
+def plant(root: Path) -> None:
+    """Write the tiny tree."""
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     shutil.copy(paths.REPOSITORY / "common" / "errors.py", root / "common" / "errors.py")
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """root, write(path, text), paper(old, new) to edit paper.yaml, encore(*args) as a process, calls() so far."""
+    root = tmp_path / "tree"
+    plant(root)
     calls_file = tmp_path / "calls.txt"
     for name, value in {"ENCORE_ROOT": root, "TOY_CALLS": calls_file}.items():
         monkeypatch.setenv(name, str(value))

@@ -47,7 +47,7 @@ def test_the_text_is_the_same_both_times_and_follows_every_file(tree):
 
 def test_an_error_is_not_remembered_and_a_damaged_cache_costs_only_time(tree):
     good = tree.encore("list").stdout
-    cache = paths.runs() / ".cache" / "views.json"
+    cache = paths.runs() / ".cache" / "remembered.json"
     cache.write_text(cache.read_text()[:50])
     assert tree.encore("list").stdout == good
     for _ in range(2):

@@ -1,0 +1,67 @@
+"""Gallery: moving digits, what the encoder sees of them, and what the decoder makes of the rest."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from common.gallery import Gallery, Picture, Pictures, png
+from common.training.run import Run, fit
+from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
+from papers.videomae_v2.masking import DualMasking
+from papers.videomae_v2.model import VideoMAE, pretrain_videomae_tiny_patch8_32
+from papers.videomae_v2.module import Pretraining
+
+STEPS, CLIPS, BATCH, SHOWN = 700, 4000, 16, 3
+
+
+def gallery(folder: Path, seed: int = 0) -> Gallery:
+    """Clips of the test digits: original, masked, reconstructed, one frame of every pair."""
+    L.seed_everything(seed, verbose=False)
+    module = Pretraining(pretrain_videomae_tiny_patch8_32(), lr=5e-3, mean=DIGITS_MEAN, std=DIGITS_STD)
+    data = DigitsPretraining(train_clips=CLIPS, batch_size=BATCH, seed=seed)
+    fit(module, data, run=Run("videomae_v2", "gallery", "dual", seed, "cpu", folder), max_steps=STEPS)
+    clips = Digits("test", SHOWN)
+    L.seed_everything(seed, verbose=False)
+    items = [_item(module.model, clips[index]["video"], index) for index in range(SHOWN)]
+    trained = (
+        f"A tiny VideoMAE V2 (8 frames of 32 x 32, cubes of 2 x 8 x 8) after {STEPS} steps of {BATCH} clips of moving "
+        "digits, 75 % of the cubes hidden from the encoder and half decoded in training."
+    )
+    return Gallery(trained=trained, items=items)
+
+
+@torch.no_grad()
+def _item(model: VideoMAE, video: Tensor, index: int) -> Pictures:
+    """video: (1, 1, T, H, W), standardised."""
+    hidden, _ = DualMasking(model.encoder.grid, encoder_ratio=0.75, decoder="none")(1)
+    cubes = model.encoder.embed.cubes(video) * DIGITS_STD[0] + DIGITS_MEAN[0]
+    variance, average = torch.var_mean(cubes, dim=-1, keepdim=True)
+    masked, reconstructed = cubes.clone(), cubes.clone()
+    masked[hidden] = 0.5
+    # The decoder predicts each cube's pixels normalised by that cube's own mean and deviation.
+    filled = model(video, hidden) * (variance.sqrt() + 1e-6)[hidden][None] + average[hidden][None]
+    reconstructed[hidden] = filled[0]
+    strips = {"original": cubes, "what the encoder sees": masked, "reconstructed": reconstructed}
+    error = (reconstructed - cubes)[hidden].abs().mean().item()
+    return Pictures(
+        title=f"Moving digits, clip {index + 1}",
+        caption="Every second frame of the clip. Grey cubes are hidden from the encoder. Predictions are scaled "
+        "with the "
+        f"mean and deviation of the true cube, which the target leaves out; their mean absolute error is "
+        f"{error:.3f} of the "
+        "range from black to white.",
+        pictures=[
+            Picture(label=f"{name}, frame {2 * time + 1}", png=png(frame.numpy()))
+            for name, strip in strips.items()
+            for time, frame in enumerate(_frames(strip, model.encoder.grid)[::2])
+        ],
+    )
+
+
+def _frames(cubes: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """(1, N, t * p * p) -> (T, H, W)."""
+    n, h, w = grid
+    return rearrange(cubes[0], "(n h w) (t p q) -> (n t) (h p) (w q)", n=n, h=h, w=w, t=2, p=8)

@@ -1,0 +1,153 @@
+"""What the galleries show is what the model gave, at the place where it belongs; the models here are hardly trained."""
+
+import base64
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.gallery import Drawing, Spectrogram, png
+
+
+def pixels(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def test_a_png_holds_the_pixels_and_clips_what_lies_outside():
+    assert pixels(png(np.array([[0.0, 0.5], [1.0, 7.0]]))).tolist() == [[0, 128], [255, 255]]
+    colours = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert (pixels(png(colours)) == colours).all()
+
+
+def test_items_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="beyond the 2"):
+        Drawing(title="", caption="", points=[(0, 0), (1, 1)], paths={"p": [0, 2]})
+    with pytest.raises(ValueError, match="differ in length"):
+        Spectrogram(title="", caption="", png=png(np.zeros((1, 1))), tokens=[[1, 2], [3]])
+
+
+def test_a_tour_is_right_whatever_its_start_and_direction():
+    from papers.pointer_networks.gallery import _drawing
+
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    label = np.array([0, 1, 2, 3, -1])
+    right = _drawing(points, label, [2, 1, 0, 3], "tsp")
+    assert "answer 3 2 1 4 is the same as the exact one 1 2 3 4." in right.caption
+    assert right.paths == {"exact": [0, 1, 2, 3], "Ptr-Net": [2, 1, 0, 3]}
+    assert "is not the exact one" in _drawing(points, label, [0, 2, 1, 3], "tsp").caption
+
+
+def test_hulls_and_tours_are_those_of_the_test_sets(tmp_path, monkeypatch):
+    from papers.pointer_networks import gallery
+    from papers.pointer_networks.problems import held_out
+
+    tiny = gallery.Recipe(hidden_dim=8, steps=2, test=0, batch_size=4)
+    monkeypatch.setattr(gallery, "HULLS", tiny)
+    monkeypatch.setattr(gallery, "TOURS", tiny)
+    made = gallery.gallery(tmp_path)
+    points, labels = held_out("hull", 2, 8)
+    assert made.items[1].paths["exact"] == [i for i in labels[1].tolist() if i >= 0]
+    assert np.allclose(made.items[1].points, points[1], atol=1e-4)
+    for item in made.items[4:]:
+        assert sorted(item.paths["Ptr-Net"]) == list(range(len(item.points))), "tours are constrained"
+    assert "5 points" in made.items[4].title
+    assert "more than the 5 it was trained on" not in made.items[4].caption
+    assert "more than the 5 it was trained on" in made.items[6].caption
+    assert "for 2 steps of 4 sets" in made.trained
+
+
+def test_zero_shot_pictures_are_marked_right_when_the_first_prediction_is(tmp_path, monkeypatch):
+    from papers.clip import gallery
+    from papers.clip.data import ShapesData
+
+    for name, value in {"STEPS": 2, "PAIRS": 128, "BATCH": 16, "SHOWN": 5}.items():
+        monkeypatch.setattr(gallery, name, value)
+    made = gallery.gallery(tmp_path)
+    data = ShapesData(size=128, test_size=5)
+    data.setup("fit")
+    (item,) = made.items
+    right = 0
+    for index, picture in enumerate(item.pictures):
+        truth, _, said = picture.label.partition(": ")
+        assert truth == data.class_names[data.test_labels[index]]
+        first, _, _ = picture.lines[0].rpartition(", ")
+        assert said == ("right" if first == truth else "wrong")
+        shares = [int(line.rpartition(", ")[2].removesuffix(" %")) for line in picture.lines]
+        assert shares == sorted(shares, reverse=True)
+        assert (pixels(picture.png) == data.test_images[index].permute(1, 2, 0).numpy()).all()
+        right += said == "right"
+    assert f"{right} of 5 are right" in item.caption
+    assert made.trained.startswith("A small CLIP after 2 steps of 16 pairs, out of 128")
+
+
+def test_perfect_predictions_reconstruct_the_clip_and_only_hidden_cubes_are_grey():
+    from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits
+    from papers.videomae_v2.gallery import _item
+    from papers.videomae_v2.model import pretrain_videomae_tiny_patch8_32, true_indices
+    from papers.videomae_v2.module import cube_targets
+
+    encoder = pretrain_videomae_tiny_patch8_32().encoder
+    video = Digits("test", 1)[0]["video"]
+    maps = []
+
+    class Oracle(SimpleNamespace):
+        def __call__(self, video, hidden):
+            maps.append(hidden)
+            return cube_targets(video, true_indices(hidden), encoder.embed, DIGITS_MEAN, DIGITS_STD)
+
+    torch.manual_seed(0)
+    item = _item(Oracle(encoder=encoder), video, 0)
+    shown = [pixels(picture.png).astype(int) for picture in item.pictures]
+    assert [picture.label for picture in item.pictures][3:5] == ["original, frame 7", "what the encoder sees, frame 1"]
+    frames = torch.round(255 * (video * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1))[0, 0, ::2].numpy()
+    grey = maps[0].view(encoder.grid)[0].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    for index, frame in enumerate(frames):
+        assert np.abs(shown[index] - frame).max() <= 1
+        assert np.abs(shown[8 + index] - frame).max() <= 1, "reconstructed"
+        assert (shown[4 + index][grey] == 128).all()
+        assert np.abs(shown[4 + index] - frame)[~grey].max() <= 1
+    assert "error is 0.000" in item.caption
+
+
+def test_tokens_stand_under_their_patches():
+    """A tokenizer that numbers the patches, time first: token 0 belongs to the lowest band at the start."""
+    from papers.beats.gallery import _item
+
+    numbers = SimpleNamespace(num_codes=128, tokenize=lambda x: torch.arange(128)[None])
+    clip = torch.zeros(128, 64)
+    clip[:8, :8] = 1.0  # the first patch: lowest band, first 8 frames
+    item = _item(numbers, "numbered", clip + 0.001 * torch.rand(128, 64), "a hum")
+    assert (len(item.tokens), len(item.tokens[0])) == (8, 16)
+    assert (item.tokens[-1][0], item.tokens[-2][0], item.tokens[-1][1]) == (0, 1, 8)
+    picture = pixels(item.png)
+    assert picture.shape == (64, 128)
+    assert picture[-8:, :8].min() > 250
+    assert "128 different codes out of 128" in item.caption
+
+
+def test_restored_text_is_shown_with_its_masks(tmp_path, monkeypatch):
+    import dataclasses
+
+    from common.data.tokenizers import train_byte_bpe
+    from papers.bart import gallery
+    from papers.bart.claims import RECIPES, Text
+    from papers.bart.data import Blocks, bundled_documents, noise_vocabulary
+
+    documents = bundled_documents()[:40]
+    tokenizer = train_byte_bpe([" ".join(document) for document in documents], 600)
+    blocks = Blocks.of(documents, tokenizer, 24)
+    text = Text(blocks, blocks, tokenizer, noise_vocabulary(tokenizer))
+    recipe = dataclasses.replace(RECIPES["smoke"], vocab_size=len(tokenizer), batch_size=4)
+    monkeypatch.setattr(gallery, "RECIPE", recipe)
+    monkeypatch.setattr(gallery, "wikitext", lambda recipe: text)
+    monkeypatch.setattr(gallery, "SHOWN", 4)
+    made = gallery.gallery(tmp_path)
+    (item,) = made.items
+    assert item.rows[1][0] == tokenizer.decode(blocks[1]).strip()
+    assert any("<mask>" in row[1] for row in item.rows)
+    assert not any(special in cell for row in item.rows for cell in row for special in ("<s>", "</s>", "<pad>"))
+    assert f"{sum(row[0] == row[2] for row in item.rows)} of 4 exactly" in item.caption
+    assert "after 4 steps" in made.trained
