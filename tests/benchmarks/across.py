@@ -77,12 +77,6 @@ def mask_every_clip_alike() -> None:
     module.random_mask = mask  # type: ignore[assignment]
 
 
-def log_on_the_first_process_only() -> None:
-    """MetricsCSV.keep_before wants the writer that only the first process has; the others have nothing to put back."""
-    keep = cli.MetricsCSV.keep_before
-    cli.MetricsCSV.keep_before = lambda self, step: None if RANK else keep(self, step)  # type: ignore[method-assign]
-
-
 def cut_texts_to_one_length() -> None:
     """BART's loss is a mean over the tokens of a batch: only halves with as many tokens have the mean of the whole."""
     from papers.bart import data
@@ -124,7 +118,6 @@ def main() -> None:
     draw_whole_batches()
     mask_every_clip_alike()
     cut_texts_to_one_length()
-    log_on_the_first_process_only()
     for strategy in strategies:
         for paper in BATCHES:
             recorder = train(paper, strategy, folder)

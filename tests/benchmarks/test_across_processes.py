@@ -101,13 +101,11 @@ def mean(ranks):
     return [sum(losses) / len(ranks) for losses in zip(*(each["losses"] for each in ranks))]
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="MetricsCSV.keep_before wants the first process's writer")
 def test_the_log_of_a_process_that_is_not_the_first_has_nothing_to_put_back(tmp_path, monkeypatch):
-    """Until it passes, `--trainer.strategy ddp` ends on the other processes before the first step."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from common.training.trainer import MetricsCSV
+    from common.training.cli import FirstProcessCSV
 
-    log = MetricsCSV(tmp_path)
+    log = FirstProcessCSV(tmp_path)
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     log.keep_before(0)
