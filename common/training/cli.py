@@ -18,6 +18,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from common.errors import EncoreError
@@ -66,7 +67,10 @@ class EncoreCLI(LightningCLI):
             kwargs["logger"] = [FirstProcessCSV(folder), *extra_loggers(self._get(self.config_init, "log"), folder)]
         own = [*standard_callbacks(folder, self._get(self.config_init, "checkpoint_every")), Throughput()]
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *own]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # fsdp on a CPU, more devices than there are
+            raise EncoreError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take hyper-parameters from the checkpoint here; in Encore the config alone states them."""
