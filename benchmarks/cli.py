@@ -248,6 +248,15 @@ def compare(
     return print_changes(one, other, found, console())
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def speed(context: typer.Context) -> None:
+    """Step time, inference and peak memory against public classes at equal weights (--help: its options)."""
+    from benchmarks.speed.__main__ import main
+
+    paths.make_importable()
+    main(context.args)
+
+
 @app.command()
 def readme(
     check: Annotated[bool, typer.Option("--check", help="change nothing, fail when one is out of date")] = False,

@@ -1,4 +1,4 @@
-"""How fast we are: python -m benchmarks.speed [--pairs vit clip] [--sizes base small] [--compile] [--json FILE]
+"""How fast we are: encore speed [--pairs vit clip] [--sizes base small] [--compile] [--json FILE]
 
 For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
@@ -98,8 +98,10 @@ def told(row: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="encore speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
@@ -107,7 +109,7 @@ def main() -> None:
     parser.add_argument("--no-ratios", action="store_true", help="pairs only")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.memory_of:
         name, side, size, folder = args.memory_of
         return print_memory(name, side, size, Path(folder))

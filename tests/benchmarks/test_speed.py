@@ -1,0 +1,59 @@
+"""What the speed figures rest on: equal sides, paired clocks, fitted exponents. No time is asserted."""
+
+import importlib.util
+import itertools
+
+import pytest
+import torch
+
+from benchmarks.speed import measure
+from benchmarks.speed.__main__ import agree, subject
+from benchmarks.speed.pairs import PAIRS
+from common.errors import EncoreError
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_sides_are_the_same_model_and_learn_alike(name, tmp_path):
+    if name == "vit-timm" and importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: make setup EXTRAS=speed")
+    theirs, ours = (subject(name, side, tmp_path, "small") for side in ("theirs", "ours"))
+    assert ours.inference()() == pytest.approx(theirs.inference()(), abs=1e-5)
+    losses = [[step() for _ in range(3)] for step in (ours.training_step(), theirs.training_step())]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
+    assert losses[0][2] != losses[0][0], "the weights must move"
+
+
+def test_different_models_are_not_compared():
+    agree("vit", "losses", 1.0, 1.001)
+    with pytest.raises(EncoreError, match="vit: the losses differ"):
+        agree("vit", "losses", 1.0, 1.01)
+
+
+def test_a_ratio_above_one_means_that_ours_is_faster(monkeypatch):
+    clock = itertools.count()
+    now = {"time": 0.0}
+    monkeypatch.setattr(measure, "perf_counter", lambda: now["time"])
+
+    def step(seconds):
+        def run():
+            now["time"] += seconds * (1 + 0.1 * (next(clock) % 3))
+            return 0.0
+
+        return run
+
+    found = measure.paired(step(1.0), step(2.0), rounds=6)
+    assert found.low <= found.ratio <= found.high
+    assert found.ratio == pytest.approx(2, rel=0.2)
+    assert found.theirs > found.ours
+
+
+def test_exponent_and_mean_have_their_closed_forms():
+    assert measure.exponent([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == pytest.approx(1.5)
+    assert measure.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+
+
+def test_resident_memory_sees_a_tensor_that_is_already_gone():
+    resident = measure.Resident()
+    held = torch.ones(20_000_000)
+    del held
+    assert 70e6 < resident.growth() < 400e6
