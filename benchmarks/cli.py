@@ -338,7 +338,11 @@ def _draw_show(console: "Console", slug: str) -> None:
 
     (standing,) = _standings(slug)
     print_standing(standing, console)
-    for title, lines in (("our choices", standing.paper.choices), ("missing parts", standing.missing)):
+    for title, lines in (
+        ("our choices", standing.paper.choices),
+        ("missing parts", standing.missing),
+        ("limits", standing.paper.limits),
+    ):
         if lines:
             console.print(f"{title}:", *(f"  - {line}" for line in lines), sep="\n", markup=False)
 

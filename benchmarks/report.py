@@ -117,6 +117,7 @@ def _contents(view: PaperView) -> list[tuple[str, str]]:
         ("choices", "Our choices", paper.choices),
         ("notes", "Notes", any(not section.is_idea for section in view.sections)),
         ("builds", "What it builds on", True),
+        ("limits", "Limits", paper.limits),
         ("missing", "Missing", view.standing.missing),
     ]
     return [(anchor, name) for anchor, name, there in sections if there]

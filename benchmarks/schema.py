@@ -170,7 +170,8 @@ class Paper(Strict):
     claims: list[Claim] = []
     measurements: list[Measurement] = []
     reported: list[Reported] = []
-    missing: list[str] = []
+    missing: list[str] = []  # what could be built here and is not
+    limits: list[str] = []  # what cannot: weights, data or tools that are not public, methods of other papers
 
     @field_validator("arxiv", mode="before")
     @classmethod
