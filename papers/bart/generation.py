@@ -1,6 +1,6 @@
 """Generation beside summarisation (Sec. 4.2, 5.3): ELI5's long answers and ConvAI2's replies as (source, target) pairs.
 
-`module.Summarisation` trains on both; its `val/loss` gives Table 1's perplexity.
+`module.Summarisation` trains on answers, `replies.Replies` on dialogues; `val/loss` gives a perplexity over tokens.
 """
 
 import json

@@ -1,9 +1,11 @@
 """ELI5 and ConvAI2 on tiny fixtures in their published formats, and their recipes shrunk to one step."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.data.tokenizers import load_byte_bpe, train_byte_bpe
 from common.errors import EncoreError
@@ -11,6 +13,7 @@ from common.training.cli import run
 from papers.bart import interop
 from papers.bart.generation import Answers, Dialogues, read_answers, read_dialogues
 from papers.bart.model import bart_tiny
+from papers.bart.replies import Replies
 
 CONFIGS = Path(__file__).parents[2] / "papers" / "bart" / "configs"
 QUESTIONS = [
@@ -159,4 +162,26 @@ def test_recipe_takes_a_step_and_writes_texts_that_are_scored(name, folder, tmp_
     source, target = next(iter(cli.datamodule.val_dataloader()))
     assert len(source) == len(target) == 2
     (scores,) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-    assert 0 <= scores["test/rougeL"] <= 100
+    if name == "paper_eli5.yaml":
+        assert 0 <= scores["test/rougeL"] <= 100
+        return
+    cli.model.eval()
+    nats = words = 0.0
+    for source, target in cli.datamodule.test_dataloader():
+        with torch.no_grad():
+            nats += sum(cli.model.model.loss(s[None], t[None][:, : int((t != 1).sum())]).item() * int((t != 1).sum())
+                        for s, t in zip(source, target))  # fmt: skip
+        words += sum(len(cli.datamodule.tokenizer.decode(t).split()) + 1 for t in target)
+    assert scores["test/perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+    assert 0 <= scores["test/f1"] <= 100
+
+
+def test_f1_of_replies_is_the_mean_over_replies(monkeypatch):
+    model = Replies("tiny", 300, 64)
+    model.written, model.nats, model.words = [("the cat sat", "a cat sat down"), ("no", "yes")], 6.0, 3
+    logged = {}
+    monkeypatch.setattr(model, "log_dict", logged.update)
+    model.on_test_epoch_end()
+    assert logged["test/f1"] == pytest.approx(100 * (2 * 2 / 5) / 2)
+    assert logged["test/perplexity"] == pytest.approx(math.exp(2))
+    assert (model.written, model.nats, model.words) == ([], 0.0, 0)
