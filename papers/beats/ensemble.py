@@ -2,8 +2,9 @@
 
     python -m papers.beats.ensemble --config CONFIG A.ckpt B.ckpt ... [--device cuda] [--data.init_args.root FOLDER]
 
-CONFIG is the configuration of the fine-tuning; of it, only the section `data` counts. Its test set is read where the
-data module has one, else its validation set. Prints macro mAP for multi-label models (trained with BCE), else accuracy.
+CONFIG is the configuration of the fine-tuning; of it, only the section `data` counts, and changes to it come last. Its
+test set is read where the data module has one, else its validation set. Prints macro mAP for multi-label models (trained
+with BCE), else accuracy.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def data_module(config: str | Path, overrides: Sequence[str] = ()) -> L.Lightnin
         parsed = parser.parse_args(["--data", json.dumps(section), *overrides])
     except ArgumentError as error:
         raise EncoreError(f"{config}: {' '.join(str(error).split())}") from None
-    return parser.instantiate_classes(parsed).data
+    return parser.instantiate(parsed).data
 
 
 def held_out(data: Any) -> DataLoader:
@@ -128,6 +129,8 @@ def run(arguments: Sequence[str] | None = None) -> tuple[str, float]:
     parser.add_argument("--config", required=True, help="the fine-tuning's configuration; its data module is read")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     known, overrides = parser.parse_known_args(arguments)
+    if known.device != "cpu" and not (known.device.startswith("cuda") and torch.cuda.is_available()):
+        raise EncoreError(f"--device {known.device}: there is no such device here; leave it out to use the CPU")
     loader = held_out(data_module(known.config, overrides))
     name, value = score(*average(known.checkpoints, loader, known.device))
     print(f"{name} {100 * value:.2f} % of {len(known.checkpoints)} models' mean probabilities")

@@ -343,6 +343,8 @@ def test_bad_members_and_configs_are_errors_that_name_the_file(commands, tmp_pat
         ensemble.average([second], loader)
     with pytest.raises(EncoreError, match="do not fit the data's labels"):
         ensemble.score(*ensemble.average([first], loader)[:2], True)
+    with pytest.raises(EncoreError, match="--device quantum: there is no such device"):
+        ensemble.run(["--config", "none.yaml", str(first), "--device", "quantum"])
     with pytest.raises(EncoreError, match=r"none\.yaml: cannot be read"):
         ensemble.data_module(tmp_path / "none.yaml")
     config = tmp_path / "config.yaml"
