@@ -3,8 +3,8 @@
     python -m papers.beats.ensemble --config CONFIG A.ckpt B.ckpt ... [--device cuda] [--data.init_args.root FOLDER]
 
 CONFIG is the configuration of the fine-tuning; of it, only the section `data` counts, and changes to it come last. Its
-test set is read where the data module has one, else its validation set. Prints macro mAP for multi-label models (trained
-with BCE), else accuracy.
+test set is read where the data module has one, else its validation set. Prints macro mAP for multi-label models
+(trained with BCE), else accuracy.
 """
 
 import argparse
