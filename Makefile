@@ -32,7 +32,7 @@ $(READY): requirements.lock pyproject.toml .tools/bin/uv
 	@[ -x $(BIN)/python ] || .tools/bin/uv venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 	@.tools/bin/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	@.tools/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
-	@$(ENCORE) list >/dev/null || true  # the first call looks at everything once
+	@$(BIN)/python -m benchmarks.cli list >/dev/null || true  # the first call looks at everything once
 	@touch $@
 
 $(EXTRA)%: $(READY) requirements-extras.lock
