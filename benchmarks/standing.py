@@ -169,3 +169,8 @@ def signed(value: float | None) -> str:
 
 def interval_text(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else f"[{interval[0]:+.3g}, {interval[1]:+.3g}]"
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """Where a unit ran, from its provenance."""
+    return f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} a unit"

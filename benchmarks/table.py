@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.facts import FactResult
 from benchmarks.plan import Entry, spoken
-from benchmarks.standing import Standing, interval_text, number, signed
+from benchmarks.standing import Standing, interval_text, machine_text, number, signed
 from benchmarks.verdict import Verdict
 
 COLOURS = {
@@ -153,8 +153,7 @@ def ran(verdict: Verdict) -> str:
     """When and where the results behind a verdict came to be."""
     if not verdict.commit:
         return "not run yet"
-    machine = verdict.machine
-    where = f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} a unit"
+    where = machine_text(verdict.machine)
     origin = f"commit {verdict.commit}, code {verdict.code}, config {verdict.config}"
     return f"{verdict.seconds:.0f} s of unit time on {where}; {origin}"
 

@@ -17,7 +17,7 @@ from benchmarks.history import History, Past
 from benchmarks.notes import Section, sections
 from benchmarks.records import read_curves
 from benchmarks.schema import Claim, Fact, Measurement
-from benchmarks.standing import Row, Standing, interval_text, number, signed
+from benchmarks.standing import Row, Standing, interval_text, machine_text, number, signed
 
 SIZES = ("parameters", "trainable_parameters", "tokens", "multiply_adds")
 UNINTERESTING = re.compile(r"(^|[:/ ])(lr|learning_rate|epoch|samples|flops|seconds|step_time|throughput|grad)", re.I)
@@ -243,7 +243,7 @@ def _past_figure(experiment: Claim | Measurement, pasts: list[Past], drawn: Draw
 def _compute(record: dict[str, Any], experiment: Claim | Measurement) -> Compute:
     units = record["units"]
     arms = {arm: sum(u["seconds"] for u in units if u["arm"] == arm) for arm in experiment.all_arms}
-    machines = [_machine(unit["provenance"]["machine"]) for unit in units]
+    machines = [machine_text(unit["provenance"]["machine"]) for unit in units]
     commits = [unit["provenance"]["commit"] for unit in units]
     return Compute(
         {arm: seconds for arm, seconds in arms.items() if seconds},
@@ -252,10 +252,6 @@ def _compute(record: dict[str, Any], experiment: Claim | Measurement) -> Compute
         str(record["code"]),
         str(record["config"]),
     )
-
-
-def _machine(machine: dict[str, Any]) -> str:
-    return f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} a unit"
 
 
 def _shown(item: Any, index: int, drawn: Drawn) -> Markup | None:
