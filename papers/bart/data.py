@@ -426,10 +426,38 @@ class Pairs(Dataset):
         return source[0], wrap(self.tokenizer, [self.targets[index]], self.max_target)[0]
 
 
+class PairBatches(L.LightningDataModule):
+    """Loaders of (source, target) batches from `train`, `valid` and `test`, which `setup` of a subclass fills."""
+
+    train: Any
+    valid: Any
+    test: Any
+    batch_size: int
+    num_workers: int
+    seed: int
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.train is not None
+        return train_loader(
+            self.train,
+            self.batch_size,
+            seed=self.seed,
+            trainer=self.trainer,
+            collate_fn=collate_pairs,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.valid, self.batch_size, collate_fn=collate_pairs)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test, self.batch_size, collate_fn=collate_pairs)
+
+
 SUMMARY_COLUMNS = {"cnn_dailymail": ("article", "highlights"), "xsum": ("document", "summary")}
 
 
-class Summaries(L.LightningDataModule):
+class Summaries(PairBatches):
     """CNN/DailyMail or XSum from a local directory in the `datasets` library's layout: batches (source, target).
 
     Text stays cased and untokenised; line breaks inside a text become spaces.
@@ -471,20 +499,3 @@ class Summaries(L.LightningDataModule):
         if not kept:
             raise EncoreError(f"{self.path}: all {empty} examples have an empty text")
         return Pairs([s for s, _ in kept], [t for _, t in kept], self.tokenizer, self.max_source, self.max_target)
-
-    def train_dataloader(self) -> DataLoader:
-        assert self.train is not None
-        return train_loader(
-            self.train,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate_pairs,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.valid, self.batch_size, collate_fn=collate_pairs)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test, self.batch_size, collate_fn=collate_pairs)

@@ -8,14 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning as L
 import numpy as np
-from torch.utils.data import DataLoader
 
 from common.data.tokenizers import load_byte_bpe
 from common.errors import EncoreError
-from common.training.loader import train_loader
-from papers.bart.data import Pair, Pairs, collate_pairs
+from papers.bart.data import Pair, PairBatches, Pairs
 from papers.bart.model import BOS, EOS
 from papers.bart.noise import Tokens
 
@@ -105,7 +102,7 @@ class Histories(Pairs):
         return source, super().__getitem__(index)[1]
 
 
-class TextPairs(L.LightningDataModule, ABC):
+class TextPairs(PairBatches, ABC):
     """Batches (source, target) of a directory with the two files of `names`; `test` writes for the validation file,
     since the test sets of both tasks are not public. Text stays cased and untokenised."""
 
@@ -135,27 +132,11 @@ class TextPairs(L.LightningDataModule, ABC):
         if self.train is None:
             self.tokenizer = load_byte_bpe(Path(self.tokenizer_path))
             self.train, self.valid = (self._pairs(self.path / name) for name in self.names)
+            self.test = self.valid
 
     def _pairs(self, file: Path) -> Pairs:
         sources, targets = zip(*self.read(file))
         return self.kind(sources, targets, self.tokenizer, self.max_source, self.max_target)
-
-    def train_dataloader(self) -> DataLoader:
-        assert self.train is not None
-        return train_loader(
-            self.train,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate_pairs,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.valid, self.batch_size, collate_fn=collate_pairs)
-
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
 
 
 class Answers(TextPairs):

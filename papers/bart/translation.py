@@ -5,13 +5,12 @@ from typing import Any
 
 import lightning as L
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchmetrics.text import SacreBLEUScore
 
 from common.data.tokenizers import ByteBPE, load_byte_bpe
 from common.errors import EncoreError
-from common.training.loader import train_loader
-from papers.bart.data import Pair, collate_pairs, column, local_dataset, wrap
+from papers.bart.data import Pair, PairBatches, column, local_dataset, wrap
 from papers.bart.generate import Decoding, generate
 from papers.bart.interop import load_into
 from papers.bart.model import BARTTranslator
@@ -37,7 +36,7 @@ class ParallelText(Dataset):
         return foreign, english
 
 
-class Parallel(L.LightningDataModule):
+class Parallel(PairBatches):
     """Parallel text from a local directory in the `datasets` library's layout of WMT: a column `translation` of
     {language: text}. Back-translated pairs are simply more rows of the training split.
 
@@ -78,23 +77,6 @@ class Parallel(L.LightningDataModule):
         if absent:
             raise EncoreError(f"{self.path}: no language {sorted(absent)[0]!r}; it has {', '.join(sorted(rows[0]))}")
         return ParallelText(rows, self.source, self.target, self.tokenizers, self.max_length)
-
-    def train_dataloader(self) -> DataLoader:
-        assert self.train is not None
-        return train_loader(
-            self.train,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate_pairs,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.valid, self.batch_size, collate_fn=collate_pairs)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test, self.batch_size, collate_fn=collate_pairs)
 
 
 class Translation(L.LightningModule):
