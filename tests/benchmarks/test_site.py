@@ -14,6 +14,7 @@ from tests.benchmarks.conftest import plant
 from tests.benchmarks.test_cli import put_record
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make setup)")
+expect = playwright.expect
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 
@@ -121,7 +122,7 @@ def test_search_and_filters_narrow_the_list_and_say_how_many_are_left(site, visi
     page.get_by_label("Year").select_option("2021")
     assert shown(page) == ["Paper late"]
     page.get_by_role("button", name="Clear").click()
-    page.wait_for_function("document.getElementById('count').textContent === '3 papers'")
+    expect(count).to_have_text("3 papers")  # a form is cleared after the click has been handled
     page.get_by_role("combobox", name="Claim").select_option("reproduced")
     assert len(shown(page)) == 1
     page.get_by_role("combobox", name="Claim").select_option("")
@@ -144,9 +145,9 @@ def test_a_view_is_in_the_address_and_comes_back_from_it(site, visit):
     again = visit(address)
     assert again.get_by_label("Search").input_value() == "paper & late"
     again.evaluate("location.hash = 'modality=image'")
-    again.wait_for_function("document.getElementById('count').textContent === '1 of 3 papers'")
+    expect(again.locator("#count")).to_have_text("1 of 3 papers")
     again.evaluate("location.hash = 'modality=smell&year=%00'")
-    again.wait_for_function("document.getElementById('count').textContent === '3 papers'")
+    expect(again.locator("#count")).to_have_text("3 papers")
 
 
 def test_without_script_every_paper_is_shown_and_no_dead_control(site, visit):
