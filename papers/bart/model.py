@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import EncoreError
-from common.layers import LayerCache, Transformer, key_padding_mask
+from common.layers import LayerCache, key_padding_mask
 from common.layers.init import init_weights
+from common.layers.packed import Layout, PackedTransformer
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 POSITION_OFFSET = 2  # the first token uses row 2 of the position table, a relic of fairseq's padding index 1
@@ -38,7 +39,7 @@ class Stack(nn.Module):
         self.positions = nn.Embedding(max_positions + POSITION_OFFSET, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = dropout
-        self.blocks = Transformer(
+        self.blocks = PackedTransformer(
             depth,
             dim,
             num_heads,
@@ -53,26 +54,34 @@ class Stack(nn.Module):
     def forward(
         self,
         embedded: Tensor,
+        layout: Layout,
         *,
-        mask: Tensor | None = None,
         is_causal: bool = False,
         context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        cache: Cache | None = None,
+        context_layout: Layout | None = None,
     ) -> Tensor:
-        """embedded: (B, N, D) token embeddings.
+        """embedded: (R, D) embeddings of the real tokens, rows of `layout`; context: (S, D), of `context_layout`.
 
-        Returns (B, N, D). With a cache the positions count on from its length.
+        Returns (R, D).
         """
-        past = cache[0].self_attention.length if cache else 0
-        length = embedded.shape[1]
+        positions = layout.rows(self._positions(0, layout.length).expand(layout.batch, -1, -1))
+        x = F.dropout(self.norm(embedded + positions), self.dropout, self.training)
+        return self.blocks(x, layout=layout, is_causal=is_causal, context=context, context_layout=context_layout)
+
+    def decode(self, embedded: Tensor, cache: Cache, context: Tensor, context_valid: Tensor) -> Tensor:
+        """The next tokens of a causal stack, embedded (B, N, D), after those in `cache`; context: (B, M, D),
+        context_valid: (B, M) bool. Returns (B, N, D)."""
+        positions = self._positions(cache[0].self_attention.length, embedded.shape[1])
+        x = F.dropout(self.norm(embedded + positions), self.dropout, self.training)
+        mask = key_padding_mask(context_valid)
+        return self.blocks(x, is_causal=True, context=context, context_mask=mask, cache=cache)
+
+    def _positions(self, past: int, length: int) -> Tensor:
+        """(length, D), from position `past` on."""
         available = self.positions.num_embeddings - POSITION_OFFSET
         if past + length > available:
             raise EncoreError(f"a sequence of {past + length} tokens, but the model has {available} positions; cut it")
-        positions = self.positions.weight[POSITION_OFFSET + past : POSITION_OFFSET + past + length]
-        x = F.dropout(self.norm(embedded + positions), self.dropout, self.training)
-        cross = {} if context is None else {"context": context, "context_mask": context_mask}
-        return self.blocks(x, mask=mask, is_causal=is_causal, cache=cache, **cross)
+        return self.positions.weight[POSITION_OFFSET + past : POSITION_OFFSET + past + length]
 
 
 class BART(nn.Module):
@@ -115,21 +124,30 @@ class BART(nn.Module):
         init_weights(self, init_std)
 
     def encode(self, source: Tensor) -> Tensor:
-        """source: (B, N) ids -> (B, N, D)."""
-        return self.encode_embedded(self.tokens(source), source.ne(PAD))
+        """source: (B, N) ids -> (B, N, D), zeros at padding."""
+        layout = Layout(source.ne(PAD))
+        return layout.padded(self.encode_rows(source, layout))
 
-    def encode_embedded(self, embedded: Tensor, valid: Tensor) -> Tensor:
-        """The encoder on something else than its own token embeddings: (B, N, D), valid (B, N) bool -> (B, N, D)."""
-        return self.encoder(embedded, mask=key_padding_mask(valid))
+    def encode_rows(self, source: Tensor, layout: Layout) -> Tensor:
+        """The same at the real tokens alone: source (B, N) ids -> (R, D)."""
+        return self.encoder(self.tokens(layout.rows(source)), layout)
 
     def decode(self, inputs: Tensor, memory: Tensor, valid: Tensor, cache: Cache | None = None) -> Tensor:
         """inputs: (B, T) ids, `</s>` first; memory: (B, N, D); valid: (B, N) bool, True at real source tokens.
 
-        Returns the top states (B, T, D). With a cache, inputs are only the tokens it has not seen yet.
+        Returns the top states (B, T, D), zeros where inputs are padding. With a cache, inputs are only the tokens it
+        has not seen yet.
         """
-        return self.decoder(
-            self.tokens(inputs), is_causal=True, context=memory, context_mask=key_padding_mask(valid), cache=cache
-        )
+        if cache is not None:
+            return self.decoder.decode(self.tokens(inputs), cache, memory, valid)
+        layout, source = Layout(inputs.ne(PAD)), Layout(valid)
+        return layout.padded(self.decode_rows(inputs, layout, source.rows(memory), source))
+
+    def decode_rows(self, inputs: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
+        """Top states at the tokens of `layout`. inputs: (B, T) ids, `</s>` first; memory: (S, D), rows of `source`.
+        Returns (R, D)."""
+        embedded = self.tokens(layout.rows(inputs))
+        return self.decoder(embedded, layout, is_causal=True, context=memory, context_layout=source)
 
     def forward(self, source: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Top decoder states (B, T, D). Without `inputs` the decoder reads the source itself, shifted (Sec. 3.1)."""
@@ -143,11 +161,16 @@ class BART(nn.Module):
     def loss(self, source: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross entropy of the whole target (B, T), not only of what the noise took away. Scalar, nats a token.
 
-        Logits are computed for real tokens only: padding costs neither memory nor time.
+        Only real tokens are computed, from embeddings to logits: padding costs neither memory nor time.
         """
-        hidden = self(source, shift_right(target))
-        real = target.ne(PAD)
-        return F.cross_entropy(self.logits(hidden[real]), target[real], label_smoothing=label_smoothing)
+        encoded = Layout(source.ne(PAD))
+        return self.target_loss(target, self.encode_rows(source, encoded), encoded, label_smoothing=label_smoothing)
+
+    def target_loss(self, target: Tensor, memory: Tensor, source: Layout, *, label_smoothing: float = 0.0) -> Tensor:
+        """The decoder's part of `loss`; memory: (S, D), what it attends to, rows of `source`."""
+        layout = Layout(target.ne(PAD))
+        hidden = self.decode_rows(shift_right(target), layout, memory, source)
+        return F.cross_entropy(self.logits(hidden), layout.rows(target), label_smoothing=label_smoothing)
 
 
 class ClassificationHead(nn.Module):
@@ -236,9 +259,12 @@ class BARTTranslator(nn.Module):
 
     def encode(self, source: Tensor) -> Tensor:
         """source: (B, N) foreign ids -> (B, N, D), what BART's decoder attends to."""
-        valid = source.ne(PAD)
-        foreign = self.source_encoder(self.source_tokens(source), mask=key_padding_mask(valid))
-        return self.bart.encode_embedded(foreign, valid)
+        layout = Layout(source.ne(PAD))
+        return layout.padded(self.encode_rows(source, layout))
+
+    def encode_rows(self, source: Tensor, layout: Layout) -> Tensor:
+        """The same at the real tokens alone: (R, D)."""
+        return self.bart.encoder(self.source_encoder(self.source_tokens(layout.rows(source)), layout), layout)
 
     def forward(self, source: Tensor, inputs: Tensor) -> Tensor:
         """source: (B, N) foreign ids; inputs: (B, T) shifted target ids -> top decoder states (B, T, D)."""
@@ -246,8 +272,9 @@ class BARTTranslator(nn.Module):
 
     def loss(self, source: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """As BART.loss."""
-        hidden, real = self(source, shift_right(target)), target.ne(PAD)
-        return F.cross_entropy(self.bart.logits(hidden[real]), target[real], label_smoothing=label_smoothing)
+        layout = Layout(source.ne(PAD))
+        memory = self.encode_rows(source, layout)
+        return self.bart.target_loss(target, memory, layout, label_smoothing=label_smoothing)
 
     def train_new_parts(self) -> None:
         """Phase one: only the source encoder, BART's positions and the self-attention input projection of its first

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import EncoreError
+from common.layers.packed import Layout
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -29,32 +29,6 @@ def alibi(slopes: Tensor, length: int) -> Tensor:
     """
     position = torch.arange(length, device=slopes.device)
     return -slopes[:, None, None] * (position[:, None] - position).abs()[None, None]
-
-
-class Layout:
-    """Which places of a (B, N) batch are computed, as rows of a matrix. Without padding nothing is ever copied."""
-
-    def __init__(self, computed: Tensor) -> None:
-        """computed: (B, N) bool. EncoreError when a sequence has no token at all."""
-        if not bool(computed.any(dim=1).all()):
-            row = int((~computed.any(dim=1)).nonzero()[0])
-            raise EncoreError(
-                f"sequence {row} of the batch has no real token; leave it out, or give it [CLS] and [SEP]"
-            )
-        self.batch, self.length = computed.shape
-        self.places = None if bool(computed.all()) else computed.flatten().nonzero()[:, 0]
-
-    def rows(self, x: Tensor) -> Tensor:
-        """(B, N, ...) -> (R, ...): the computed places, sequence after sequence."""
-        x = x.flatten(0, 1)
-        return x if self.places is None else x.index_select(0, self.places)
-
-    def padded(self, rows: Tensor) -> Tensor:
-        """(R, ...) -> (B, N, ...), zeros elsewhere: the inverse of `rows`."""
-        if self.places is not None:
-            empty = rows.new_zeros(self.batch * self.length, *rows.shape[1:])
-            rows = empty.index_copy(0, self.places, rows)
-        return rows.unflatten(0, (self.batch, self.length))
 
 
 class Attention(nn.Module):

@@ -198,7 +198,7 @@ def test_denoising_resumes_bit_for_bit(folder, tmp_path):
 def test_dropout_is_off_for_the_last_tenth_of_pretraining(folder, tmp_path):
     module = Denoising(**(TINY | {"total_steps": 3}), dropout_off=0.34, dropout=0.5)
     seen = []
-    module.model.register_forward_pre_hook(lambda *_: seen.append(module.model.encoder.dropout))
+    module.model.encoder.register_forward_pre_hook(lambda *_: seen.append(module.model.encoder.dropout))
     quiet_trainer(3, limit_val_batches=0).fit(module, corpus(folder))
     assert seen == [0.5, 0.5, 0.0]
 
