@@ -2,15 +2,18 @@
 
 For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
-process of its own. Then the share of this machine's matrix-product rate that our step reaches, the papers' own
-efficiency claims as ratios, and how the cost of a step grows.
+process of its own. Both train with fused AdamW; ours updates inside the backward pass (common.training.in_backward),
+which leaves the same weights. Then the share of this machine's matrix-product rate that our step reaches, the papers'
+own efficiency claims as ratios, and how the cost of a step grows.
 """
 
 import argparse
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +41,22 @@ def subject(name: str, side: Side, folder: Path, size: Size, compiled: bool = Fa
     return made
 
 
-def compare(name: str, size: Size, folder: Path, rounds: int, rate: float, compiled: bool) -> dict[str, Any]:
+def compare(name: str, size: Size, folder: Path, rounds: int, compiled: bool) -> dict[str, Any]:
     """One row: training, inference, memory and share of the matrix-product rate of a pair at a size."""
+    rate = matmul_rate()
     theirs, ours = (subject(name, side, folder, size, compiled) for side in ("theirs", "ours"))
     infer = ours.inference(), theirs.inference()
     agree(name, "outputs", infer[0](), infer[1]())
     inference = paired(*infer, rounds, SHORTEST)
     flops = _flops(ours) if not compiled else None
-    train = ours.training_step(), theirs.training_step()
+    train = ours.training_step(in_backward=True), theirs.training_step()
     agree(name, "first losses", train[0](), train[1]())
     training = paired(*train, rounds, SHORTEST)
     del theirs, ours, infer, train
     memory = {side: peak_memory([name, side, size, str(folder)]) for side in SIDES}
-    row: dict[str, Any] = {"pair": name, "size": size, "compiled": compiled}
+    row: dict[str, Any] = {"pair": name, "size": size, "compiled": compiled, "matmul_rate": rate}
+    peer = "timm" if name.endswith("timm") else "transformers"
+    row |= {"peer": f"{peer} {version(peer)}", "threads": torch.get_num_threads(), **provenance()}
     row |= {"training": asdict(training), "inference": asdict(inference), "memory": memory}
     row["memory_ratio"] = memory["ours"] / memory["theirs"]
     row["share_of_matmul_rate"] = flops / training.ours / rate if flops else None
@@ -77,7 +83,7 @@ def print_memory(name: str, side: Side, size: Size, folder: Path) -> None:
     """What the child process does: imports first, so that only model and training are counted."""
     import transformers  # noqa: F401
 
-    step = subject(name, side, folder, size).training_step()
+    step = subject(name, side, folder, size).training_step(in_backward=side == "ours")
     resident = Resident()
     for _ in range(3):
         step()
@@ -107,37 +113,45 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="both sides under torch.compile")
     parser.add_argument("--no-ratios", action="store_true", help="pairs only")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="keep the figures here, in place of earlier ones of the same pairs")
     parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.memory_of:
         name, side, size, folder = args.memory_of
         return print_memory(name, side, size, Path(folder))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    rate = matmul_rate()
-    print(f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in float32 matrix products", flush=True)
+    print(
+        f"{torch.get_num_threads()} threads, {matmul_rate() / 1e9:.0f} GFLOP/s in float32 matrix products", flush=True
+    )
     rows = []
     for name in args.pairs:
         for size in args.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(compare(name, size, Path(folder), args.rounds, rate, args.compile))
+                rows.append(compare(name, size, Path(folder), args.rounds, args.compile))
             print(told(rows[-1]), flush=True)
-    content: dict[str, Any] = {**provenance(), "threads": torch.get_num_threads(), "matmul_rate": rate, "rows": rows}
+            if args.json:
+                keep(args.json, rows=rows)
     for what in ("training", "inference") if rows else ():
-        content[f"{what}_geometric_mean"] = geometric_mean([row[what]["ratio"] for row in rows])
-        print(f"geometric mean of the {what} ratios: {content[f'{what}_geometric_mean']:.3f}")
+        print(f"geometric mean of the {what} ratios: {geometric_mean([row[what]['ratio'] for row in rows]):.3f}")
     if not args.no_ratios:
-        for name, measure in (("dual masking", ratios.dual_masking), ("visible tokens only", ratios.visible_only)):
-            found = measure(args.rounds)
-            content[name] = asdict(found)
-            print(f"{name}: {found.ratio:.2f} times as fast ({found.low:.2f} to {found.high:.2f})", flush=True)
-        content["growth"] = ratios.growth(args.rounds)
-        for what, curve in content["growth"].items():
+        found = {name: measure(args.rounds) for name, measure in ratios.CLAIMS.items()}
+        for name, ratio in found.items():
+            print(f"{name}: {ratio.ratio:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})", flush=True)
+        growth = ratios.growth(args.rounds)
+        for what, curve in growth.items():
             times = ", ".join(f"{x}: {1e3 * s:.1f} ms" for x, s in zip(curve["x"], curve["seconds"]))
             print(f"a step grows as {what} to the power {curve['exponent']:.2f} ({times})")
-    if args.json:
-        write_atomic(args.json, json.dumps(content, indent=1) + "\n")
+        if args.json:
+            at = {"threads": torch.get_num_threads(), **provenance()}
+            keep(args.json, ratios={k: {**asdict(v), **at} for k, v in found.items()}, growth={**growth, **at})
     return None
+
+
+def keep(file: Path, rows: Sequence[dict[str, Any]] = (), **content: Any) -> None:
+    """Write figures to a file that may hold others; a row replaces the one of the same pair, size and compilation."""
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    merged = {(row["pair"], row["size"], row["compiled"]): row for row in [*known.get("rows", []), *rows]}
+    write_atomic(file, json.dumps({**known, **content, "rows": list(merged.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,16 +72,23 @@ class Resident:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def matmul_rate(size: int = 1024, seconds: float = 1.0) -> float:
-    """FLOP/s of float32 products of two square matrices, with the threads of this process: the best of five bouts."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+MATMULS = ((1024, 1024, 1024), (2048, 768, 3072), (2048, 3072, 768))
+
+
+def matmul_rate(seconds: float = 1.0) -> float:
+    """FLOP/s of float32 matrix products with the threads of this process: the best of five bouts of three shapes."""
+    return max(_rate(*shape, seconds / len(MATMULS)) for shape in MATMULS)
+
+
+def _rate(rows: int, inner: int, columns: int, seconds: float) -> float:
+    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
 
     def product() -> float:
         torch.mm(a, b)
         return 0.0
 
     repeats = max(1, round(seconds / 5 / timed(product, 3)))
-    return 2 * size**3 / min(timed(product, repeats) for _ in range(5))
+    return 2 * rows * inner * columns / min(timed(product, repeats) for _ in range(5))
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.training.in_backward import StepInBackward
+
 Side = Literal["ours", "theirs"]
 Size = Literal["base", "small"]
 
@@ -25,10 +27,15 @@ class Subject:
     loss: Callable[[], Tensor]
     infer: Callable[[], Tensor]
 
-    def training_step(self) -> Callable[[], float]:
-        """Forward, backward and fused AdamW, under the weights as they go on."""
+    def training_step(self, in_backward: bool = False) -> Callable[[], float]:
+        """Forward, backward and fused AdamW, under the weights as they go on.
+
+        in_backward: every weight is updated as soon as its gradient is there (common.training.in_backward).
+        """
         self.model.train()
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        if in_backward:
+            StepInBackward(optimizer)
 
         def step() -> float:
             optimizer.zero_grad(set_to_none=True)

@@ -64,6 +64,8 @@ def _video_step(dim: int, depth: int, decoder: str) -> Step:
     return step
 
 
+CLAIMS = {"dual masking": dual_masking, "visible tokens only": visible_only}
+
 TOKENS, WIDTHS = (64, 128, 256, 512, 1024), (64, 128, 256, 512)
 
 

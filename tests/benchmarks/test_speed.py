@@ -2,12 +2,13 @@
 
 import importlib.util
 import itertools
+import json
 
 import pytest
 import torch
 
 from benchmarks.speed import measure
-from benchmarks.speed.__main__ import agree, subject
+from benchmarks.speed.__main__ import agree, keep, subject
 from benchmarks.speed.pairs import PAIRS
 from common.errors import EncoreError
 
@@ -18,7 +19,7 @@ def test_both_sides_are_the_same_model_and_learn_alike(name, tmp_path):
         pytest.skip("timm is not installed: make setup EXTRAS=speed")
     theirs, ours = (subject(name, side, tmp_path, "small") for side in ("theirs", "ours"))
     assert ours.inference()() == pytest.approx(theirs.inference()(), abs=1e-5)
-    losses = [[step() for _ in range(3)] for step in (ours.training_step(), theirs.training_step())]
+    losses = [[step() for _ in range(3)] for step in (ours.training_step(in_backward=True), theirs.training_step())]
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
     assert losses[0][2] != losses[0][0], "the weights must move"
 
@@ -50,6 +51,19 @@ def test_a_ratio_above_one_means_that_ours_is_faster(monkeypatch):
 def test_exponent_and_mean_have_their_closed_forms():
     assert measure.exponent([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == pytest.approx(1.5)
     assert measure.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+
+
+def test_new_figures_replace_those_of_the_same_pair_alone(tmp_path):
+    def row(pair, size, compiled, ratio):
+        return {"pair": pair, "size": size, "compiled": compiled, "ratio": ratio}
+
+    file = tmp_path / "speed.json"
+    keep(file, rows=[row("vit", "base", False, 1), row("vit", "base", True, 2)], growth={"tokens": 1})
+    keep(file, rows=[row("vit", "base", True, 3), row("clip", "base", False, 4)])
+    assert json.loads(file.read_text()) == {
+        "growth": {"tokens": 1},
+        "rows": [row("vit", "base", False, 1), row("vit", "base", True, 3), row("clip", "base", False, 4)],
+    }
 
 
 def test_resident_memory_sees_a_tensor_that_is_already_gone():
