@@ -165,7 +165,7 @@ def bart(side: Side, folder: Path, size: Size) -> Subject:
     96 on 16 to 64 tokens. Inference: the decoder's states at the target's positions, without logits."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from common.layers.packed import Layout
+    from common.layers.packed import Packing
     from papers.bart.interop import load
     from papers.bart.model import shift_right
 
@@ -177,7 +177,7 @@ def bart(side: Side, folder: Path, size: Size) -> Subject:
         model: Any = load(folder)
 
         def states() -> Tensor:
-            encoded, wanted = Layout(source != 1), Layout(target != 1)
+            encoded, wanted = Packing(source != 1), Packing(target != 1)
             return model.decode_rows(inputs, wanted, model.encode_rows(source, encoded), encoded)
 
         return Subject(model, lambda: model.loss(source, target), states)
@@ -204,7 +204,6 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
     from transformers import BertConfig, BertForMaskedLM
 
     from common.interop.bert import bert_from_hub
-    from common.layers.packed import Layout
     from papers.bart.model import set_dropout
 
     base = size == "base"
@@ -217,7 +216,7 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
     if side == "ours":
         model: Any = bert_from_hub(folder)
         set_dropout(model, 0.0)
-        return Subject(model, lambda: model.loss(tokens, labels, valid), lambda: model.bert.rows(tokens, Layout(valid)))
+        return Subject(model, lambda: model.loss(tokens, labels, valid), lambda: model.bert(tokens, valid)[valid])
     width, depth, heads = (768, 12, 12) if base else (96, 2, 4)
     config = BertConfig(
         vocab_size=vocab, hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,

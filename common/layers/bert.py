@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from common.errors import EncoreError
 from common.layers.init import init_weights
 from common.layers.masks import key_padding_mask
-from common.layers.packed import Layout, PackedTransformer
+from common.layers.transformer import Transformer
 
 EPS = 1e-12
 INIT_STD = 0.02
@@ -76,7 +76,7 @@ class Bert(nn.Module):
             "num_segments": num_segments,
         }
         self.embeddings = BertEmbeddings(vocab_size, dim, max_positions, num_segments=num_segments, dropout=dropout)
-        self.blocks = PackedTransformer(
+        self.blocks = Transformer(
             depth, dim, num_heads, mlp_dim, norm="post", eps=EPS, dropout=dropout, attention_dropout=attention_dropout
         )
         init_weights(self, init_std)
@@ -95,15 +95,6 @@ class Bert(nn.Module):
         """
         mask = None if valid is None else key_padding_mask(valid)
         return self.blocks(self.embeddings(tokens, segments), mask=mask, read=read)
-
-    def rows(
-        self, tokens: Tensor, layout: Layout, segments: Tensor | None = None, read: Tensor | None = None
-    ) -> Tensor:
-        """The last states of the layout's places alone, (R, D): padding costs nothing. tokens, segments: (B, N) ids.
-
-        read: (Q,) row numbers; given, (Q, D) is returned and the last layer computes no others.
-        """
-        return self.blocks(layout.rows(self.embeddings(tokens, segments)), layout=layout, read=read)
 
 
 class MLMHead(nn.Module):
@@ -139,15 +130,9 @@ class BertMLM(nn.Module):
         return self.logits(self.bert(tokens, valid))
 
     def loss(self, inputs: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mean cross entropy at the labelled positions (label >= 0) of real tokens, of which alone logits are computed.
-
-        inputs, labels: (B, N) ids; valid: (B, N) bool, True at real tokens, which alone are computed.
-        """
-        layout = Layout(torch.ones_like(inputs, dtype=torch.bool) if valid is None else valid)
-        wanted = layout.rows(labels)
-        chosen = (wanted >= 0).nonzero()[:, 0]
-        hidden = self.bert.rows(inputs, layout, read=chosen)
-        return F.cross_entropy(self.logits(hidden), wanted.index_select(0, chosen))
+        """Mean cross entropy at the labelled positions (label >= 0), of which alone logits are computed."""
+        chosen = labels >= 0
+        return F.cross_entropy(self.logits(self.bert(inputs, valid)[chosen]), labels[chosen])
 
 
 def bert_base(vocab_size: int = 30522, dropout: float = 0.1, attention_dropout: float = 0.1) -> Bert:

@@ -12,22 +12,17 @@ from common.layers.transformer import LayerCache, Transformer, TransformerLayer
 
 
 class Layout:
-    """Which places of a (B, N) batch are computed, as rows of a matrix. Without padding nothing is ever copied.
-
-    mask: (B, 1, 1, N) bool, True at computed places, for attention between padded sequences; None without padding.
-    """
+    """Which places of a (B, N) batch are computed, as rows of a matrix. Without padding nothing is ever copied."""
 
     def __init__(self, computed: Tensor) -> None:
         """computed: (B, N) bool. EncoreError when a sequence has no token at all."""
         if not bool(computed.any(dim=1).all()):
             row = int((~computed.any(dim=1)).nonzero()[0])
-            raise EncoreError(f"sequence {row} of the batch has no real token; leave it out, or give it its end tokens")
+            raise EncoreError(
+                f"sequence {row} of the batch has no real token; leave it out, or give it [CLS] and [SEP]"
+            )
         self.batch, self.length = computed.shape
-        self.places: Tensor | None = None
-        self.mask: Tensor | None = None
-        if not bool(computed.all()):
-            self.places, self.mask = computed.flatten().nonzero()[:, 0], computed[:, None, None]
-        self._causal: Tensor | None = None
+        self.places = None if bool(computed.all()) else computed.flatten().nonzero()[:, 0]
 
     def rows(self, x: Tensor) -> Tensor:
         """(B, N, ...) -> (R, ...): the computed places, sequence after sequence."""
@@ -40,6 +35,18 @@ class Layout:
             empty = rows.new_zeros(self.batch * self.length, *rows.shape[1:])
             rows = empty.index_copy(0, self.places, rows)
         return rows.unflatten(0, (self.batch, self.length))
+
+
+class Packing(Layout):
+    """A Layout that also says who may attend to whom.
+
+    mask: (B, 1, 1, N) bool, True at computed places, for attention between padded sequences; None without padding.
+    """
+
+    def __init__(self, computed: Tensor) -> None:
+        super().__init__(computed)
+        self.mask = None if self.places is None else computed[:, None, None]
+        self._causal: Tensor | None = None
 
     def causal(self) -> tuple[Tensor | None, bool]:
         """(mask, is_causal) for attention of each token to those up to itself.
@@ -71,8 +78,8 @@ class PackedLayer(TransformerLayer):
         context_mask: Tensor | None = None,
         cache: LayerCache | None = None,
         read: Tensor | None = None,
-        layout: Layout | None = None,
-        context_layout: Layout | None = None,
+        layout: Packing | None = None,
+        context_layout: Packing | None = None,
     ) -> Tensor:
         """Without a layout as TransformerLayer. With one, x: (R, D) rows of `layout`, context: (S, cross_dim) rows of
         `context_layout`; the layouts are the masks, and there is no cache. Returns (R, D).
@@ -95,13 +102,13 @@ class PackedLayer(TransformerLayer):
             x = self.norm_cross(x + self._attend_across(x, layout, context, context_layout))
         return self.norm2(x + self._branch(self.mlp(x)))
 
-    def _attend(self, x: Tensor, layout: Layout, is_causal: bool, read: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, layout: Packing, is_causal: bool, read: Tensor | None) -> Tensor:
         mask, is_causal = layout.causal() if is_causal else (layout.mask, False)
         q, k, v = layout.padded(self.attn.qkv(x)).chunk(3, dim=-1)
         y = layout.rows(_kernel(self.attn, q, k, v, mask, is_causal))
         return self._branch(self.attn.out(y if read is None else y.index_select(0, read)))
 
-    def _attend_across(self, x: Tensor, layout: Layout, context: Tensor, context_layout: Layout) -> Tensor:
+    def _attend_across(self, x: Tensor, layout: Packing, context: Tensor, context_layout: Packing) -> Tensor:
         k, v = context_layout.padded(self.cross.kv(context)).chunk(2, dim=-1)
         y = _kernel(self.cross, layout.padded(self.cross.q(x)), k, v, context_layout.mask, False)
         return self._branch(self.cross.out(layout.rows(y)))

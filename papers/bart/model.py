@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from common.errors import EncoreError
 from common.layers import LayerCache, key_padding_mask
 from common.layers.init import init_weights
-from common.layers.packed import Layout, PackedTransformer
+from common.layers.packed import PackedTransformer, Packing
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 POSITION_OFFSET = 2  # the first token uses row 2 of the position table, a relic of fairseq's padding index 1
@@ -54,11 +54,11 @@ class Stack(nn.Module):
     def forward(
         self,
         embedded: Tensor,
-        layout: Layout,
+        layout: Packing,
         *,
         is_causal: bool = False,
         context: Tensor | None = None,
-        context_layout: Layout | None = None,
+        context_layout: Packing | None = None,
     ) -> Tensor:
         """embedded: (R, D) embeddings of the real tokens, rows of `layout`; context: (S, D), of `context_layout`.
 
@@ -125,10 +125,10 @@ class BART(nn.Module):
 
     def encode(self, source: Tensor) -> Tensor:
         """source: (B, N) ids -> (B, N, D), zeros at padding."""
-        layout = Layout(source.ne(PAD))
+        layout = Packing(source.ne(PAD))
         return layout.padded(self.encode_rows(source, layout))
 
-    def encode_rows(self, source: Tensor, layout: Layout) -> Tensor:
+    def encode_rows(self, source: Tensor, layout: Packing) -> Tensor:
         """The same at the real tokens alone: source (B, N) ids -> (R, D)."""
         return self.encoder(self.tokens(layout.rows(source)), layout)
 
@@ -140,10 +140,10 @@ class BART(nn.Module):
         """
         if cache is not None:
             return self.decoder.decode(self.tokens(inputs), cache, memory, valid)
-        layout, source = Layout(inputs.ne(PAD)), Layout(valid)
+        layout, source = Packing(inputs.ne(PAD)), Packing(valid)
         return layout.padded(self.decode_rows(inputs, layout, source.rows(memory), source))
 
-    def decode_rows(self, inputs: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
+    def decode_rows(self, inputs: Tensor, layout: Packing, memory: Tensor, source: Packing) -> Tensor:
         """Top states at the tokens of `layout`. inputs: (B, T) ids, `</s>` first; memory: (S, D), rows of `source`.
         Returns (R, D)."""
         embedded = self.tokens(layout.rows(inputs))
@@ -163,12 +163,12 @@ class BART(nn.Module):
 
         Only real tokens are computed, from embeddings to logits: padding costs neither memory nor time.
         """
-        encoded = Layout(source.ne(PAD))
+        encoded = Packing(source.ne(PAD))
         return self.target_loss(target, self.encode_rows(source, encoded), encoded, label_smoothing=label_smoothing)
 
-    def target_loss(self, target: Tensor, memory: Tensor, source: Layout, *, label_smoothing: float = 0.0) -> Tensor:
+    def target_loss(self, target: Tensor, memory: Tensor, source: Packing, *, label_smoothing: float = 0.0) -> Tensor:
         """The decoder's part of `loss`; memory: (S, D), what it attends to, rows of `source`."""
-        layout = Layout(target.ne(PAD))
+        layout = Packing(target.ne(PAD))
         hidden = self.decode_rows(shift_right(target), layout, memory, source)
         return F.cross_entropy(self.logits(hidden), layout.rows(target), label_smoothing=label_smoothing)
 
@@ -259,10 +259,10 @@ class BARTTranslator(nn.Module):
 
     def encode(self, source: Tensor) -> Tensor:
         """source: (B, N) foreign ids -> (B, N, D), what BART's decoder attends to."""
-        layout = Layout(source.ne(PAD))
+        layout = Packing(source.ne(PAD))
         return layout.padded(self.encode_rows(source, layout))
 
-    def encode_rows(self, source: Tensor, layout: Layout) -> Tensor:
+    def encode_rows(self, source: Tensor, layout: Packing) -> Tensor:
         """The same at the real tokens alone: (R, D)."""
         return self.bart.encoder(self.source_encoder(self.source_tokens(layout.rows(source)), layout), layout)
 
@@ -272,7 +272,7 @@ class BARTTranslator(nn.Module):
 
     def loss(self, source: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """As BART.loss."""
-        layout = Layout(source.ne(PAD))
+        layout = Packing(source.ne(PAD))
         memory = self.encode_rows(source, layout)
         return self.bart.target_loss(target, memory, layout, label_smoothing=label_smoothing)
 

@@ -33,7 +33,7 @@ def test_masked_words_equal_transformers_and_go_back(peer, tmp_path):
     ours = bert_from_hub(tmp_path / "theirs")
     expected = peer(input_ids=TOKENS, attention_mask=VALID.long()).logits
     torch.testing.assert_close(ours(TOKENS, VALID)[VALID], expected[VALID], atol=1e-5, rtol=0)
-    labels = TOKENS.masked_fill((torch.rand(3, 10) < 0.5) | ~VALID, -100)
+    labels = TOKENS.masked_fill(torch.rand(3, 10) < 0.5, -100)
     loss = peer(input_ids=TOKENS, attention_mask=VALID.long(), labels=labels).loss
     torch.testing.assert_close(ours.loss(TOKENS, labels, VALID), loss, atol=1e-5, rtol=0)
     bert_to_hub(ours, tmp_path / "ours")

@@ -5,7 +5,7 @@ import torch
 
 from common.errors import EncoreError
 from common.layers import Transformer, key_padding_mask
-from common.layers.packed import Layout, PackedTransformer
+from common.layers.packed import PackedTransformer, Packing
 
 RIGHT = torch.arange(7)[None] < torch.tensor([[7], [3], [5]])
 LEFT = RIGHT.flip(1)
@@ -39,8 +39,8 @@ def both(valid, is_causal, **options):
                 mask = mask & torch.ones(7, 7, dtype=torch.bool).tril() | torch.eye(7, dtype=torch.bool)
             y = blocks(inputs, mask=mask, **across)[valid]
         else:
-            layout = Layout(valid)
-            across = {} if context is None else {"context": context[seen], "context_layout": Layout(seen)}
+            layout = Packing(valid)
+            across = {} if context is None else {"context": context[seen], "context_layout": Packing(seen)}
             y = blocks(layout.rows(inputs), layout=layout, is_causal=is_causal, **across)
         (y * target).sum().backward()
         found.append([y.detach(), inputs.grad, *(p.grad for p in blocks.parameters())])
@@ -59,7 +59,7 @@ def test_rows_equal_the_padded_computation_and_so_do_gradients(valid, norm, is_c
 
 def test_only_the_rows_that_are_read_are_given():
     _, packed = pair(norm="post")
-    layout = Layout(RIGHT)
+    layout = Packing(RIGHT)
     rows = torch.randn(int(RIGHT.sum()), 24)
     read = torch.tensor([0, 8, 3])
     torch.testing.assert_close(packed(rows, layout=layout, read=read), packed(rows, layout=layout)[read])
@@ -69,7 +69,7 @@ def test_padding_is_not_computed():
     _, packed = pair()
     sizes = []
     packed.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
-    layout = Layout(RIGHT)
+    layout = Packing(RIGHT)
     packed(layout.rows(torch.randn(3, 7, 24)), layout=layout)
     assert sizes == [(15, 24)]
 
@@ -85,7 +85,7 @@ def test_without_a_layout_it_is_a_transformer():
 
 def test_attention_dropout_is_that_of_training_alone():
     _, packed = pair(attention_dropout=0.5)
-    layout = Layout(RIGHT)
+    layout = Packing(RIGHT)
     rows = layout.rows(torch.randn(3, 7, 24))
     assert torch.equal(packed(rows, layout=layout), packed(rows, layout=layout))
     packed.train()
@@ -94,12 +94,12 @@ def test_attention_dropout_is_that_of_training_alone():
 
 def test_rows_and_padded_are_inverse_and_an_empty_sequence_is_an_error():
     x = torch.randn(3, 7, 2)
-    layout = Layout(HOLES)
+    layout = Packing(HOLES)
     assert torch.equal(layout.padded(layout.rows(x)), x * HOLES[..., None])
-    assert Layout(WHOLE).mask is None
-    assert Layout(WHOLE).rows(x).data_ptr() == x.data_ptr(), "without padding nothing is copied"
+    assert Packing(WHOLE).mask is None
+    assert Packing(WHOLE).rows(x).data_ptr() == x.data_ptr(), "without padding nothing is copied"
     with pytest.raises(EncoreError, match="sequence 1 of the batch has no real token"):
-        Layout(torch.tensor([[True, False], [False, False]]))
+        Packing(torch.tensor([[True, False], [False, False]]))
 
 
 @pytest.mark.parametrize("options", [{"drop_path": 0.1}, {"qkv_bias": "qv"}])
