@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,33 +28,64 @@ from common.errors import EncoreError
 
 SIDES: tuple[Side, Side] = ("ours", "theirs")
 SIZES: tuple[Size, Size] = ("base", "small")
+KEY = ("pair", "size", "device", "precision", "compiled")
 SHORTEST = 0.1  # seconds that a turn lasts at least
 
 
-def subject(name: str, side: Side, folder: Path, size: Size, compiled: bool = False) -> Subject:
-    """One side, built and fed under the same seed as the other."""
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a pair runs: float32 on the CPU, bfloat16 under autocast on a GPU, unless told otherwise."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "float32"
+    compiled: bool = False
+
+    @classmethod
+    def chosen(cls, device: str | None, precision: str | None, compiled: bool) -> "Setting":
+        """What the options mean on this machine. EncoreError for a GPU that is not there."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise EncoreError("--device cuda: torch finds no GPU on this machine")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(torch.device(device), precision or ("float32" if device == "cpu" else "bfloat16"), compiled)
+
+    def words(self) -> list[str]:
+        """For the command line of a child process; memory is that of the uncompiled model."""
+        return [self.device.type, self.precision]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+
+def subject(name: str, side: Side, folder: Path, size: Size, setting: Setting = Setting()) -> Subject:
+    """One side, built and fed on the device under the same seed as the other."""
     torch.manual_seed(0)
-    made = PAIRS[name](side, folder, size)
-    if compiled:
+    with setting.device:
+        made = PAIRS[name](side, folder, size)
+    made.model.to(setting.device)
+    if setting.dtype == torch.bfloat16:
+        made.in_bfloat16(setting.device)
+    if setting.compiled:
         made.model.compile()
         made.loss, made.infer = torch.compile(made.loss), torch.compile(made.infer)
     return made
 
 
-def compare(name: str, size: Size, folder: Path, rounds: int, compiled: bool) -> dict[str, Any]:
+def compare(name: str, size: Size, folder: Path, rounds: int, setting: Setting) -> dict[str, Any]:
     """One row: training, inference, memory and share of the matrix-product rate of a pair at a size."""
-    rate = matmul_rate()
-    theirs, ours = (subject(name, side, folder, size, compiled) for side in ("theirs", "ours"))
+    rate = matmul_rate(setting.device, setting.dtype)
+    theirs, ours = (subject(name, side, folder, size, setting) for side in ("theirs", "ours"))
     infer = ours.inference(), theirs.inference()
-    agree(name, "outputs", infer[0](), infer[1]())
+    agree(name, "outputs", infer[0](), infer[1](), setting)
     inference = paired(*infer, rounds, SHORTEST)
-    flops = _flops(ours) if not compiled else None
+    flops = _flops(ours) if not setting.compiled else None
     train = ours.training_step(in_backward=True), theirs.training_step()
-    agree(name, "first losses", train[0](), train[1]())
+    agree(name, "first losses", train[0](), train[1](), setting)
     training = paired(*train, rounds, SHORTEST)
     del theirs, ours, infer, train
-    memory = {side: peak_memory([name, side, size, str(folder)]) for side in SIDES}
-    row: dict[str, Any] = {"pair": name, "size": size, "compiled": compiled, "matmul_rate": rate}
+    memory = {side: peak_memory([name, side, size, str(folder), *setting.words()]) for side in SIDES}
+    row: dict[str, Any] = {"pair": name, "size": size, "matmul_rate": rate}
+    row |= {"device": setting.device.type, "precision": setting.precision, "compiled": setting.compiled}
     peer = "timm" if name.endswith("timm") else "transformers"
     row |= {"peer": f"{peer} {version(peer)}", "threads": torch.get_num_threads(), **provenance()}
     row |= {"training": asdict(training), "inference": asdict(inference), "memory": memory}
@@ -63,9 +94,10 @@ def compare(name: str, size: Size, folder: Path, rounds: int, compiled: bool) ->
     return row
 
 
-def agree(name: str, what: str, ours: float, theirs: float) -> None:
+def agree(name: str, what: str, ours: float, theirs: float, setting: Setting = Setting()) -> None:
     """EncoreError unless both sides gave the same number: a comparison of different models is none."""
-    if abs(ours - theirs) > 2e-3 * max(abs(theirs), 0.05):
+    tolerance = 2e-3 if setting.dtype == torch.float32 else 3e-2  # bfloat16 has 8 bits
+    if abs(ours - theirs) > tolerance * max(abs(theirs), 0.05):
         raise EncoreError(f"{name}: the {what} differ ({ours:.6g} and {theirs:.6g}): not the same model")
 
 
@@ -79,15 +111,15 @@ def _flops(made: Subject) -> int:
     return counter.get_total_flops()
 
 
-def print_memory(name: str, side: Side, size: Size, folder: Path) -> None:
-    """What the child process does: imports first, so that only model and training are counted."""
+def print_memory(name: str, side: Side, size: Size, folder: Path, setting: Setting) -> None:
+    """What the child process does: imports first, so that only training is counted, and on a GPU the model too."""
     import transformers  # noqa: F401
 
-    step = subject(name, side, folder, size).training_step(in_backward=side == "ours")
+    step = subject(name, side, folder, size, setting).training_step(in_backward=side == "ours")
     resident = Resident()
     for _ in range(3):
         step()
-    print(resident.growth())
+    print(resident.growth() if setting.device.type == "cpu" else torch.accelerator.max_memory_allocated())
 
 
 def told(row: dict[str, Any]) -> str:
@@ -114,30 +146,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="both sides under torch.compile")
     parser.add_argument("--no-ratios", action="store_true", help="pairs only")
     parser.add_argument("--json", type=Path, help="keep the figures here, in place of earlier ones of the same pairs")
-    parser.add_argument("--memory-of", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU")
+    parser.add_argument("--memory-of", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.memory_of:
-        name, side, size, folder = args.memory_of
-        return print_memory(name, side, size, Path(folder))
+        name, side, size, folder, *words = args.memory_of
+        return print_memory(name, side, size, Path(folder), Setting.chosen(words[0], words[1], compiled=False))
+    setting = Setting.chosen(args.device, args.precision, args.compile)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    print(
-        f"{torch.get_num_threads()} threads, {matmul_rate() / 1e9:.0f} GFLOP/s in float32 matrix products", flush=True
-    )
+    where = torch.cuda.get_device_name() if setting.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    rate = matmul_rate(setting.device, setting.dtype) / 1e9
+    print(f"{where}: {rate:.0f} GFLOP/s in {setting.precision} matrix products", flush=True)
     rows = []
     for name in args.pairs:
         for size in args.sizes:
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(compare(name, size, Path(folder), args.rounds, args.compile))
+                rows.append(compare(name, size, Path(folder), args.rounds, setting))
             print(told(rows[-1]), flush=True)
             if args.json:
                 keep(args.json, rows=rows)
     for what in ("training", "inference") if rows else ():
         print(f"geometric mean of the {what} ratios: {geometric_mean([row[what]['ratio'] for row in rows]):.3f}")
     if not args.no_ratios:
-        found = {name: measure(args.rounds) for name, measure in ratios.CLAIMS.items()}
+        with setting.device:
+            found = {name: measure(args.rounds) for name, measure in ratios.CLAIMS.items()}
+            growth = ratios.growth(args.rounds)
         for name, ratio in found.items():
             print(f"{name}: {ratio.ratio:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})", flush=True)
-        growth = ratios.growth(args.rounds)
         for what, curve in growth.items():
             times = ", ".join(f"{x}: {1e3 * s:.1f} ms" for x, s in zip(curve["x"], curve["seconds"]))
             print(f"a step grows as {what} to the power {curve['exponent']:.2f} ({times})")
@@ -148,9 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def keep(file: Path, rows: Sequence[dict[str, Any]] = (), **content: Any) -> None:
-    """Write figures to a file that may hold others; a row replaces the one of the same pair, size and compilation."""
+    """Write figures to a file that may hold others; a row replaces the one of the same pair, size and setting."""
     known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    merged = {(row["pair"], row["size"], row["compiled"]): row for row in [*known.get("rows", []), *rows]}
+    merged = {tuple(row[name] for name in KEY): row for row in [*known.get("rows", []), *rows]}
     write_atomic(file, json.dumps({**known, **content, "rows": list(merged.values())}, indent=1) + "\n")
 
 

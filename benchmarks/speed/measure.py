@@ -75,20 +75,25 @@ class Resident:
 MATMULS = ((1024, 1024, 1024), (2048, 768, 3072), (2048, 3072, 768))
 
 
-def matmul_rate(seconds: float = 1.0) -> float:
-    """FLOP/s of float32 matrix products with the threads of this process: the best of five bouts of three shapes."""
-    return max(_rate(*shape, seconds / len(MATMULS)) for shape in MATMULS)
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOP/s of matrix products (on the CPU with this process's threads): the best of five bouts of three shapes."""
+    return max(_rate(shape, device, dtype, seconds / len(MATMULS)) for shape in MATMULS)
 
 
-def _rate(rows: int, inner: int, columns: int, seconds: float) -> float:
-    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    rows, inner, columns = shape if device.type == "cpu" else (4 * side for side in shape)
+    a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
 
-    def product() -> float:
-        torch.mm(a, b)
-        return 0.0
+    def bout(products: int) -> float:
+        start = perf_counter()
+        for _ in range(products):
+            last = torch.mm(a, b)
+        last[0, 0].item()  # an accelerator has finished then
+        return (perf_counter() - start) / products
 
-    repeats = max(1, round(seconds / 5 / timed(product, 3)))
-    return 2 * rows * inner * columns / min(timed(product, repeats) for _ in range(5))
+    bout(3)
+    repeats = max(1, round(seconds / 5 / bout(3)))
+    return 2 * rows * inner * columns / min(bout(repeats) for _ in range(5))
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:

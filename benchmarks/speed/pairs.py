@@ -27,6 +27,11 @@ class Subject:
     loss: Callable[[], Tensor]
     infer: Callable[[], Tensor]
 
+    def in_bfloat16(self, device: torch.device) -> None:
+        """From now on under autocast: matrix products in bfloat16, as one trains on an accelerator."""
+        low = torch.autocast(device.type, torch.bfloat16)
+        self.loss, self.infer = low(self.loss), low(self.infer)
+
     def training_step(self, in_backward: bool = False) -> Callable[[], float]:
         """Forward, backward and fused AdamW, under the weights as they go on.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.speed import measure
-from benchmarks.speed.__main__ import agree, keep, subject
+from benchmarks.speed.__main__ import Setting, agree, keep, subject
 from benchmarks.speed.pairs import PAIRS
 from common.errors import EncoreError
 
@@ -22,6 +22,22 @@ def test_both_sides_are_the_same_model_and_learn_alike(name, tmp_path):
     losses = [[step() for _ in range(3)] for step in (ours.training_step(in_backward=True), theirs.training_step())]
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
     assert losses[0][2] != losses[0][0], "the weights must move"
+
+
+def test_in_bfloat16_both_sides_still_agree(tmp_path):
+    low = Setting(precision="bfloat16")
+    theirs, ours = (subject("clip", side, tmp_path, "small", low) for side in ("theirs", "ours"))
+    agree("clip", "losses", ours.training_step()(), theirs.training_step()(), low)
+    exact = subject("clip", "ours", tmp_path, "small").training_step()()
+    assert ours.training_step()() != exact, "the products must be rounded"
+
+
+def test_a_gpu_that_is_not_there_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EncoreError, match="--device cuda"):
+        Setting.chosen("cuda", None, compiled=False)
+    assert Setting.chosen(None, None, compiled=False) == Setting()
 
 
 def test_different_models_are_not_compared():
@@ -55,7 +71,14 @@ def test_exponent_and_mean_have_their_closed_forms():
 
 def test_new_figures_replace_those_of_the_same_pair_alone(tmp_path):
     def row(pair, size, compiled, ratio):
-        return {"pair": pair, "size": size, "compiled": compiled, "ratio": ratio}
+        return {
+            "pair": pair,
+            "size": size,
+            "device": "cpu",
+            "precision": "float32",
+            "compiled": compiled,
+            "ratio": ratio,
+        }
 
     file = tmp_path / "speed.json"
     keep(file, rows=[row("vit", "base", False, 1), row("vit", "base", True, 2)], growth={"tokens": 1})
