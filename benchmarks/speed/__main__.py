@@ -22,7 +22,7 @@ import torch
 from benchmarks.files import write_atomic
 from benchmarks.provenance import provenance
 from benchmarks.speed import ratios
-from benchmarks.speed.measure import Paired, Resident, geometric_mean, matmul_rate, paired, peak_memory
+from benchmarks.speed.measure import Paired, Resident, geometric_mean, matmul_rate, nominal_rate, paired, peak_memory
 from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
 from common.errors import EncoreError
 
@@ -91,6 +91,8 @@ def compare(name: str, size: Size, folder: Path, rounds: int, setting: Setting) 
     row |= {"training": asdict(training), "inference": asdict(inference), "memory": memory}
     row["memory_ratio"] = memory["ours"] / memory["theirs"]
     row["share_of_matmul_rate"] = flops / training.ours / rate if flops else None
+    if flops and setting.device.type == "cuda" and (nominal := nominal_rate(torch.cuda.get_device_name())):
+        row["mfu"] = flops / training.ours / nominal
     return row
 
 
@@ -131,6 +133,7 @@ def told(row: dict[str, Any]) -> str:
         f"{row['pair']:9s} {row['size']:5s} step {1e3 * training.ours:.1f} ms against {1e3 * training.theirs:.1f} ms, "
         f"ratio {training.ratio:.3f} ({training.low:.2f} to {training.high:.2f}), "
         + (f"{100 * rate:.0f} % of the matrix-product rate; " if rate else "")
+        + (f"MFU {100 * row['mfu']:.1f} %; " if "mfu" in row else "")
         + f"inference ratio {inference.ratio:.3f} ({inference.low:.2f} to {inference.high:.2f}); memory "
         f"{memory['ours']:.0f} MiB against {memory['theirs']:.0f} MiB, ratio {row['memory_ratio']:.3f}"
     )

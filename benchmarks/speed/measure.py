@@ -72,12 +72,18 @@ class Resident:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
+NOMINAL = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16 FLOP/s of the SXM cards (data sheets)
 MATMULS = ((1024, 1024, 1024), (2048, 768, 3072), (2048, 3072, 768))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOP/s of matrix products (on the CPU with this process's threads): the best of five bouts of three shapes."""
     return max(_rate(shape, device, dtype, seconds / len(MATMULS)) for shape in MATMULS)
+
+
+def nominal_rate(card: str) -> float | None:
+    """The vendor's dense bfloat16 FLOP/s for a card by its name, against which MFU is told; None when not known here."""
+    return next((rate for name, rate in NOMINAL.items() if name in card), None)
 
 
 def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, seconds: float) -> float:

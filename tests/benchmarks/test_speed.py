@@ -64,6 +64,11 @@ def test_a_ratio_above_one_means_that_ours_is_faster(monkeypatch):
     assert found.theirs > found.ours
 
 
+def test_cards_have_their_nominal_rate():
+    assert measure.nominal_rate("NVIDIA H100 80GB HBM3") == 989e12
+    assert measure.nominal_rate("unknown") is None
+
+
 def test_exponent_and_mean_have_their_closed_forms():
     assert measure.exponent([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == pytest.approx(1.5)
     assert measure.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
