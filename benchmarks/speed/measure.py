@@ -82,7 +82,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
 
 
 def nominal_rate(card: str) -> float | None:
-    """The vendor's dense bfloat16 FLOP/s for a card by its name, against which MFU is told; None when not known here."""
+    """The vendor's dense bfloat16 FLOP/s for a card by its name, what MFU refers to; None when not known here."""
     return next((rate for name, rate in NOMINAL.items() if name in card), None)
 
 
