@@ -119,10 +119,13 @@ def git(*arguments: str) -> str:
     """Output of a git command in the tree; EncoreError where there is no git or no repository."""
     command = ["git", "-C", str(paths.root()), *arguments]
     try:
-        subprocess.run([*command[:3], "rev-parse", "--git-dir"], capture_output=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EncoreError(f"{paths.root()} is not a git repository, or git is not installed") from error
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except OSError as error:
+        raise EncoreError("git is not installed") from error
+    except subprocess.CalledProcessError as error:
+        if subprocess.run([*command[:3], "rev-parse", "--git-dir"], capture_output=True, timeout=20).returncode:
+            raise EncoreError(f"{paths.root()} is not a git repository") from error
+        raise
 
 
 def _wanted(name: str) -> bool:
