@@ -150,10 +150,3 @@ def duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise EncoreError(f"--budget {text!r}: give a time such as 30m, 90s or 1h30m")
     return sum(float(number) * UNITS_OF_TIME[unit] for number, unit in parts)
-
-
-def spoken(seconds: float) -> str:
-    """A duration as a reader wants it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -19,7 +19,7 @@ from benchmarks.files import write_atomic
 from benchmarks.history import History
 from benchmarks.provenance import commit
 from benchmarks.scatter import comparables, scatter
-from benchmarks.standing import Standing, interval_text, number, signed
+from benchmarks.standing import Standing, interval_text, number, signed, spoken
 from benchmarks.views import PaperView
 from common.errors import EncoreError
 
@@ -72,7 +72,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        **{"number": number, "signed": signed, "interval": interval_text, "percent": percent, "duration": duration},
+        **{"number": number, "signed": signed, "interval": interval_text, "percent": percent, "spoken": spoken},
         **{"ours": views.ours, "names": names, "is_repository": is_repository},
     }
     environment.globals |= {"commands": views.commands, "verdict_names": verdict_names, "generator": GENERATOR}
@@ -139,13 +139,6 @@ def is_repository(code: str) -> bool:
 
 def percent(difference: float | None) -> str:
     return "-" if difference is None else f"{100 * difference:+.4g} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, then hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _remove_pages_of_papers_that_are_gone(folder: Path, pages: set[str]) -> None:

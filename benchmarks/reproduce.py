@@ -9,7 +9,7 @@ from benchmarks.plan import Entry
 from benchmarks.provenance import cores
 from benchmarks.records import COMMITTED_SCALE, keep_if_complete, record_file
 from benchmarks.schema import Claim, Measurement, Paper
-from benchmarks.standing import Standing
+from benchmarks.standing import Standing, spoken
 from benchmarks.table import console, plan_table, print_standing
 from benchmarks.units import Unit, identity
 from common.errors import EncoreError
@@ -42,7 +42,7 @@ def reproduce(
         print(f"{fresh} units have a fresh result and are skipped (--force runs them again)")
     if budget is not None:
         total = plan.summary(todo, workers or cores())
-        print(f"{total['units']} units fit into {plan.spoken(budget)}: about {plan.spoken(total['wall_seconds'])}")
+        print(f"{total['units']} units fit into {spoken(budget)}: about {spoken(total['wall_seconds'])}")
 
     def finished(unit: Unit) -> None:
         fingerprint.forget()  # the sources may have been edited since
@@ -92,7 +92,7 @@ def show_plan(
     bound = "at most " if total["at_most"] else "about "
     gpus = f", {total['gpu_hours']:g} GPU-hours" if total["gpu_hours"] else ""
     print(
-        f"{total['units']} units to run, {at_a_time} at a time: {bound}{plan.spoken(total['wall_seconds'])}, "
+        f"{total['units']} units to run, {at_a_time} at a time: {bound}{spoken(total['wall_seconds'])}, "
         f"{total['core_hours']:g} core-hours{gpus}"
     )
 

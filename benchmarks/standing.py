@@ -171,6 +171,13 @@ def interval_text(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else f"[{interval[0]:+.3g}, {interval[1]:+.3g}]"
 
 
+def spoken(seconds: float) -> str:
+    """A duration as a reader wants it: 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def machine_text(machine: dict[str, Any]) -> str:
     """Where a unit ran, from its provenance."""
     return f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} a unit"

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.facts import FactResult
-from benchmarks.plan import Entry, spoken
-from benchmarks.standing import Standing, interval_text, machine_text, number, signed
+from benchmarks.plan import Entry
+from benchmarks.standing import Standing, interval_text, machine_text, number, signed, spoken
 from benchmarks.verdict import Verdict
 
 COLOURS = {

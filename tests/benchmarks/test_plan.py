@@ -7,9 +7,10 @@ import pytest
 from benchmarks import catalog
 from benchmarks.engines import Job
 from benchmarks.files import write_atomic
-from benchmarks.plan import Entry, duration, entries_of, spoken, summary, wall_seconds, within
+from benchmarks.plan import Entry, duration, entries_of, summary, wall_seconds, within
 from benchmarks.records import dump, record_file
 from benchmarks.schema import Needs
+from benchmarks.standing import spoken
 from benchmarks.units import Unit, identity
 from common.errors import EncoreError
 from tests.benchmarks.test_cli import put_record
@@ -147,4 +148,4 @@ def test_a_budget_that_is_no_time_is_an_error(text):
 
 
 def test_durations_are_spoken_as_people_do():
-    assert [spoken(seconds) for seconds in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
+    assert [spoken(seconds) for seconds in (40, 119, 720, 12600)] == ["40 s", "119 s", "12 min", "3.5 h"]
