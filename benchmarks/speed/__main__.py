@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.files import write_atomic
 from benchmarks.provenance import provenance
-from benchmarks.speed import ratios
+from benchmarks.speed import ratios, results
 from benchmarks.speed.measure import Paired, Resident, geometric_mean, matmul_rate, nominal_rate, paired, peak_memory
 from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
 from common.errors import EncoreError
@@ -84,7 +84,7 @@ def compare(name: str, size: Size, folder: Path, rounds: int, setting: Setting) 
     training = paired(*train, rounds, SHORTEST)
     del theirs, ours, infer, train
     memory = {side: peak_memory([name, side, size, str(folder), *setting.words()]) for side in SIDES}
-    row: dict[str, Any] = {"pair": name, "size": size, "matmul_rate": rate}
+    row: dict[str, Any] = {"pair": name, "size": size, "what": described(PAIRS[name]), "matmul_rate": rate}
     row |= {"device": setting.device.type, "precision": setting.precision, "compiled": setting.compiled}
     peer = "timm" if name.endswith("timm") else "transformers"
     row |= {"peer": f"{peer} {version(peer)}", "threads": torch.get_num_threads(), **provenance()}
@@ -101,6 +101,11 @@ def agree(name: str, what: str, ours: float, theirs: float, setting: Setting = S
     tolerance = 2e-3 if setting.dtype == torch.float32 else 3e-2  # bfloat16 has 8 bits
     if abs(ours - theirs) > tolerance * max(abs(theirs), 0.05):
         raise EncoreError(f"{name}: the {what} differ ({ours:.6g} and {theirs:.6g}): not the same model")
+
+
+def described(function: Callable[..., Any]) -> str:
+    """Its docstring in one line: what a figure is a figure of."""
+    return " ".join((function.__doc__ or "").split())
 
 
 def _flops(made: Subject) -> int:
@@ -156,6 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.memory_of:
         name, side, size, folder, *words = args.memory_of
         return print_memory(name, side, size, Path(folder), Setting.chosen(words[0], words[1], compiled=False))
+    if args.json:
+        results.read(args.json)  # a damaged file is refused before anything is measured
     setting = Setting.chosen(args.device, args.precision, args.compile)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     where = torch.cuda.get_device_name() if setting.device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -182,13 +189,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"a step grows as {what} to the power {curve['exponent']:.2f} ({times})")
         if args.json:
             at = {"threads": torch.get_num_threads(), **provenance()}
-            keep(args.json, ratios={k: {**asdict(v), **at} for k, v in found.items()}, growth={**growth, **at})
+            claims = {k: {"what": described(ratios.CLAIMS[k]), **asdict(v), **at} for k, v in found.items()}
+            keep(args.json, ratios=claims, growth={"what": described(ratios.growth), **growth, **at})
     return None
 
 
 def keep(file: Path, rows: Sequence[dict[str, Any]] = (), **content: Any) -> None:
     """Write figures to a file that may hold others; a row replaces the one of the same pair, size and setting."""
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    known = results.parsed(file) or {}
     merged = {tuple(row[name] for name in KEY): row for row in [*known.get("rows", []), *rows]}
     write_atomic(file, json.dumps({**known, **content, "rows": list(merged.values())}, indent=1) + "\n")
 

@@ -1,4 +1,7 @@
-"""The papers' own efficiency claims as measured ratios, and how the cost of a step grows with tokens and width."""
+"""The papers' own efficiency claims as measured ratios, and how the cost of a step grows with tokens and width.
+
+In a claim's Paired the paper's way is `ours`, what it is compared with `theirs`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +13,13 @@ from benchmarks.speed.measure import Paired, Step, exponent, paired, timed
 
 
 def dual_masking(rounds: int, dim: int = 384, depth: int = 12) -> Paired:
-    """VideoMAE V2 (Sec. 3.2): a step that decodes half of the hidden cubes ("ours") against one that decodes all."""
+    """VideoMAE V2 (Sec. 3.2): a step that decodes half of the hidden cubes against one that decodes all."""
     half, whole = (_video_step(dim, depth, decoder=decoder) for decoder in ("running_cell", "none"))
     return paired(half, whole, rounds)
 
 
 def visible_only(rounds: int, dim: int = 384, depth: int = 12) -> Paired:
-    """An encoder that reads the visible tenth of the cubes ("ours") against one that reads all of them."""
+    """An encoder that reads the visible tenth of the cubes against one that reads all of them."""
     from papers.videomae_v2.masking import tube_mask
     from papers.videomae_v2.model import true_indices
 

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import measure
-from benchmarks.speed.__main__ import Setting, agree, keep, subject
+from benchmarks.speed import measure, ratios, results
+from benchmarks.speed.__main__ import Setting, agree, keep, main, subject
 from benchmarks.speed.pairs import PAIRS
 from common.errors import EncoreError
 
@@ -92,6 +92,41 @@ def test_new_figures_replace_those_of_the_same_pair_alone(tmp_path):
         "growth": {"tokens": 1},
         "rows": [row("vit", "base", False, 1), row("vit", "base", True, 3), row("clip", "base", False, 4)],
     }
+
+
+def test_what_is_kept_is_what_the_report_reads(tmp_path, monkeypatch, capsys):
+    def doubled(rounds):
+        """Half of the work."""
+        return measure.Paired(1.0, 2.0, 2.0, 1.5, 2.5)
+
+    def growth(rounds):
+        """A step."""
+        return {what: {"x": [1, 2], "seconds": [0.1, 0.2], "exponent": 1.0} for what in ("tokens", "width")}
+
+    monkeypatch.setattr("benchmarks.speed.__main__.matmul_rate", lambda device, dtype: 1e10)
+    monkeypatch.setattr("benchmarks.speed.__main__.peak_memory", lambda arguments: 1000 + len(arguments[1]))
+    monkeypatch.setattr("benchmarks.speed.__main__.SHORTEST", 0.0)
+    monkeypatch.setattr(ratios, "CLAIMS", {"half": doubled})
+    monkeypatch.setattr(ratios, "growth", growth)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    file = tmp_path / "results.json"
+    main(["--pairs", "vit", "--sizes", "small", "--rounds", "1", "--device", "cpu", "--json", str(file)])
+    kept = results.read(file)
+    (row,) = kept.rows
+    assert (row.name, row.memory.ours, row.memory.theirs) == ("vit small (CPU, float32)", 1004, 1006)
+    assert row.what.startswith("ViT-B/16 at 224 px")
+    assert (kept.ratios["half"].what, kept.ratios["half"].high) == ("Half of the work.", 2.5)
+    assert (kept.growth.what, kept.growth.width.seconds) == ("A step.", [0.1, 0.2])
+    assert "vit       small step" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_refused_before_anything_is_measured(tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text('{"rows": [{"pair"')
+    for begin in (lambda: main(["--json", str(file)]), lambda: keep(file, growth={})):
+        with pytest.raises(EncoreError, match=r"results\.json: not valid JSON"):
+            begin()
+    assert file.read_text() == '{"rows": [{"pair"'
 
 
 def test_resident_memory_sees_a_tensor_that_is_already_gone():
