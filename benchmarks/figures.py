@@ -23,7 +23,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 Points = Sequence[Sequence[float]]
 
@@ -191,6 +191,79 @@ def past_gaps(
             )
         bounds = [bound for _, _, interval in entries for bound in interval or ()]
         _scale(axes, [*(gap for _, gap, _ in entries), *bounds, 0.0], "gap in the paper's favour")
+        return _svg(figure, title, description, name)
+
+
+def ratios(
+    rows: Sequence[tuple[str, Sequence[tuple[float, float, float]]]],
+    kinds: Sequence[str],
+    label: str,
+    span: tuple[float, float],
+    title: str,
+    description: str,
+    name: str,
+) -> str:
+    """For every row and kind a dot at the ratio and a line from low to high, against the line at 1.
+
+    rows: [(row, [(ratio, low, high) a kind])]. label: of the axis, which reaches over `span` and 1.
+    """
+    row, legend = 20 + 12 * len(kinds), 20 * len(kinds)
+    height = row * len(rows) + 46 + legend
+    with _figure(WIDTH, height) as figure:
+        axes = _axes(figure, 150, 46 + legend, 8, 0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.axvline(1, color=DIM, linewidth=1, linestyle=(0, (4, 3)))
+        for index, (what, cells) in enumerate(rows):
+            axes.axhline(index + 0.5, color=LINE, linewidth=0.8, zorder=0)
+            axes.annotate(
+                _short(what, 22),
+                (0, index),
+                (-8, 0),
+                ("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+            )
+            for kind, (ratio, low, high) in enumerate(cells):
+                y = index + 12 / row * (kind - (len(kinds) - 1) / 2)
+                axes.plot([low, high], [y, y], color=ARMS[kind], linewidth=2, alpha=0.6)
+                axes.plot([ratio], [y], MARKERS[kind], color=ARMS[kind], markersize=7, mew=0)
+        for kind, what in enumerate(kinds):
+            y = (legend - 10 - 20 * kind) / height
+            mark = mpl.lines.Line2D([156 / WIDTH], [y], marker=MARKERS[kind], color=ARMS[kind], markersize=7, mew=0)
+            figure.add_artist(mark)
+            figure.text(170 / WIDTH, y, _short(what, 30), va="center")
+        _scale(axes, [1.0, *span], label)
+        return _svg(figure, title, description, name)
+
+
+def power_law(
+    x: Sequence[float], y: Sequence[float], exponent: float, label: str, title: str, description: str, name: str
+) -> str:
+    """Milliseconds a step (y) against x on logarithmic axes, and the fitted line, whose exponent is told above it."""
+    with _figure(WIDTH, 250) as figure:
+        axes = _axes(figure, 54, 44, 12, 26)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.minorticks_off()
+        middle = [float(np.exp(np.mean(np.log(values)))) for values in (x, y)]
+        ends = [min(x), max(x)]
+        line = [middle[1] * (end / middle[0]) ** exponent for end in ends]
+        axes.plot(ends, line, color=DIM, linewidth=1.3, linestyle=(0, (4, 3)))
+        axes.plot(x, y, "o", color=ARMS[0], markersize=7, mew=0)
+        axes.set_xlim(min(x) / 1.2, max(x) * 1.2)
+        axes.set_ylim(min(y) / 1.4, max(y) * 1.4)
+        axes.set_xticks(x[:: 1 + len(x) // 8], [f"{value:g}" for value in x[:: 1 + len(x) // 8]])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.set_xlabel(label)
+        axes.set_title(
+            f"ms a step; the line is {label} to the power {exponent:.2f}", loc="left", fontsize=12, color=DIM
+        )
         return _svg(figure, title, description, name)
 
 

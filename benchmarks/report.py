@@ -2,6 +2,7 @@
 
     DIR/index.html            every paper, with filter and search; reported against ours; what builds on what
     DIR/papers/<slug>.html    one paper
+    DIR/speed.html            speed and memory against public classes, once benchmarks/speed/results.json is there
     DIR/assets/               style and script
 
 Every file is written whole or not at all, the overview last, so that its links lead somewhere.
@@ -19,6 +20,7 @@ from benchmarks.files import write_atomic
 from benchmarks.history import History
 from benchmarks.provenance import commit
 from benchmarks.scatter import comparables, scatter
+from benchmarks.speed.shown import SpeedView, mebibytes, milliseconds, speed_view
 from benchmarks.standing import Standing, interval_text, number, signed, spoken
 from benchmarks.views import PaperView
 from common.errors import EncoreError
@@ -36,7 +38,13 @@ def write_report(folder: Path | None = None) -> Path:
     pages = {standing.paper.slug for standing in standings}
     history, drawn, edges = History([s.paper for s in standings]), Drawn(), views.builds_on(standings)
     environment = _environment()
-    shared = {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit(), "pages": pages}
+    speed = speed_view(drawn)
+    shared = {
+        "speed": speed,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
+        "pages": pages,
+    }
 
     for asset in sorted((TEMPLATES / "assets").iterdir()):
         write_atomic(folder / "assets" / asset.name, asset.read_text(encoding="utf-8"))
@@ -51,12 +59,20 @@ def write_report(folder: Path | None = None) -> Path:
             contents=_contents(view),
             outcomes=_outcomes([view]),
             up="../",
+            here=view.standing.paper.slug,
             **shared,
         )
         write_atomic(folder / "papers" / f"{view.standing.paper.slug}.html", page)
-    page = environment.get_template("index.html").render(**_overview(shown, edges, drawn), up="", **shared)
+    if speed:
+        contents = _speed_contents(speed)
+        page = environment.get_template("speed.html").render(contents=contents, up="", here="speed", **shared)
+        write_atomic(folder / "speed.html", page)
+    page = environment.get_template("index.html").render(
+        **_overview(shown, edges, drawn), up="", here="index", **shared
+    )
     write_atomic(folder / "index.html", page)
-    _remove_pages_of_papers_that_are_gone(folder, pages)
+    kept = {folder / "papers" / f"{slug}.html" for slug in pages} | ({folder / "speed.html"} if speed else set())
+    _remove_own_pages_except(kept, folder)
     drawn.save()
     return folder / "index.html"
 
@@ -73,7 +89,13 @@ def _environment() -> Any:
     )
     environment.filters |= {
         **{"number": number, "signed": signed, "interval": interval_text, "percent": percent, "spoken": spoken},
-        **{"ours": views.ours, "names": names, "is_repository": is_repository},
+        **{
+            "milliseconds": milliseconds,
+            "mebibytes": mebibytes,
+            "ours": views.ours,
+            "names": names,
+            "is_repository": is_repository,
+        },
     }
     environment.globals |= {"commands": views.commands, "verdict_names": verdict_names, "generator": GENERATOR}
     return environment
@@ -123,6 +145,18 @@ def _contents(view: PaperView) -> list[tuple[str, str]]:
     return [(anchor, name) for anchor, name, there in sections if there]
 
 
+def _speed_contents(speed: SpeedView) -> list[tuple[str, str]]:
+    """(anchor, name) of the sections speed.html has, in its order."""
+    sections: list[tuple[str, str, object]] = [
+        ("rows", "Against public classes", speed.parts),
+        ("how", "How it is measured", speed.parts),
+        ("claims", "The papers' claims", speed.ratios),
+        ("growth", "Growth of a step", speed.growth),
+        ("sources", "Where it ran", True),
+    ]
+    return [(anchor, name) for anchor, name, there in sections if there]
+
+
 def verdict_names(standing: Standing) -> list[str]:
     """What the overview filters by: the verdicts among a paper's claims."""
     return list(dict.fromkeys(v.verdict for v in standing.verdicts.values())) or ["no claims"]
@@ -141,7 +175,8 @@ def percent(difference: float | None) -> str:
     return "-" if difference is None else f"{100 * difference:+.4g} %"
 
 
-def _remove_pages_of_papers_that_are_gone(folder: Path, pages: set[str]) -> None:
-    for file in (folder / "papers").glob("*.html"):
-        if file.stem not in pages and f'content="{GENERATOR}"' in file.read_text(encoding="utf-8", errors="replace"):
+def _remove_own_pages_except(kept: set[Path], folder: Path) -> None:
+    """What an earlier report wrote about a paper or figures that are gone."""
+    for file in {*(folder / "papers").glob("*.html"), *folder.glob("speed.html")} - kept:
+        if f'content="{GENERATOR}"' in file.read_text(encoding="utf-8", errors="replace"):
             file.unlink()

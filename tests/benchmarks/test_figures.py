@@ -69,6 +69,32 @@ def test_a_point_whose_values_agree_lies_on_the_line_and_tells_what_it_is(log):
     assert more[1] == less[1] < same[1]
 
 
+def test_a_ratio_lies_in_its_range_beside_the_line_at_one():
+    rows = [("<i>first</i>", [(2.0, 1.5, 3.0), (1.0, 0.5, 1.5)]), ("second", [(3.0, 3.0, 3.0), (0.5, 0.5, 0.5)])]
+    svg = figures.ratios(rows, ["training", "inference"], "times as fast", (0.5, 3.0), **WORDS)
+    (first, second, _), (other, last, _) = marks(svg, "k0"), marks(svg, "k1")
+    ((one, _), (_, _)) = next(line for line in paths(svg, "dim") if line[0][0] == line[1][0])
+    assert other[0] == pytest.approx(one, abs=0.01), "a ratio of 1 lies on the line"
+    assert last[0] < one < first[0] < second[0]
+    assert first[0] - one == pytest.approx(second[0] - first[0], abs=0.01)
+    assert first[1] < other[1] < second[1] < last[1]
+    ((low, y), (high, _)) = paths(svg, "k0")[0]
+    assert y == first[1]
+    assert one < low < first[0] < high == second[0]
+    assert "<i>" not in svg
+
+
+def test_points_of_a_power_lie_on_its_line():
+    svg = figures.power_law([64, 128, 256], [2.0, 8.0, 32.0], 2.0, "tokens", **WORDS)
+    (a, b, c) = marks(svg, "k0")
+    assert b[0] - a[0] == pytest.approx(c[0] - b[0], abs=0.01), "both axes are logarithmic"
+    assert a[1] - b[1] == pytest.approx(b[1] - c[1], abs=0.01)
+    (start, end) = next(line for line in paths(svg, "dim") if line[0][1] != line[1][1])
+    assert [*start, *end] == pytest.approx([*a, *c], abs=0.01)
+    assert ">ms a step; the line is tokens to the power 2.00</text>" in svg
+    assert re.findall(r">(\d+)</text>", svg)[:3] == ["64", "128", "256"]
+
+
 def test_a_paper_stands_below_what_it_builds_on_and_families_side_by_side():
     svg = figures.graph([("late", "early"), ("later", "late"), ("other", "root")], **WORDS, marked="late")
     place = {

@@ -1,6 +1,7 @@
 """Malformed input, generated: whatever a paper.yaml or a command line says, there is an answer or one clear error."""
 
 import datetime
+import json
 import os
 import string
 import sys
@@ -12,14 +13,18 @@ import yaml
 pytest.importorskip("hypothesis", reason="an older environment: make setup")
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from benchmarks import catalog, paths
 from benchmarks.cli import main
 from benchmarks.plan import as_json, entries_of
 from benchmarks.readme import results_block
+from benchmarks.speed.shown import speed_view
 from benchmarks.standing import Standing
 from common.errors import EncoreError
 from tests.benchmarks.conftest import PAPER
+from tests.benchmarks.test_report_speed import FILE as SPEED_FILE
+from tests.benchmarks.test_report_speed import SPEED
 
 CONTENT = yaml.safe_load(PAPER)
 FILE = "papers/toy/paper.yaml"
@@ -129,6 +134,37 @@ def test_a_paper_of_arbitrary_bytes_is_refused(tree, content):
     (tree.root / FILE).write_bytes(content)
     with pytest.raises(EncoreError, match="papers/toy"):
         catalog.load_one("toy")
+
+
+SPEED_TEXT = json.dumps(SPEED)
+
+
+def speed_holds_or_says_why(tree, text):
+    (tree.root / SPEED_FILE).parent.mkdir(parents=True, exist_ok=True)
+    (tree.root / SPEED_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
+    refusal = None
+    try:
+        speed_view(lambda kind, **arguments: Markup(json.dumps([kind, arguments], allow_nan=False)))
+    except EncoreError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.startswith(SPEED_FILE)
+        assert len(refusal.splitlines()) == 1
+
+
+@many
+@given(path=st.sampled_from(sorted(places(SPEED), key=str)), value=anything)
+def test_figures_of_speed_with_anything_in_any_place_are_shown_or_refused(tree, path, value):
+    speed_holds_or_says_why(tree, json.dumps(replaced(SPEED, path, value), default=str, skipkeys=True))
+
+
+@many
+@given(edits=st.lists(st.tuples(st.integers(0, len(SPEED_TEXT)), st.integers(0, 12), snippets), min_size=1, max_size=4))
+def test_figures_of_speed_with_broken_text_are_shown_or_refused(tree, edits):
+    text = SPEED_TEXT
+    for at, length, snippet in edits:
+        text = text[:at] + snippet + text[at + length :]
+    speed_holds_or_says_why(tree, text)
 
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))

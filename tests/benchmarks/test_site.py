@@ -12,6 +12,7 @@ from benchmarks.report import write_report
 from common.gallery import png
 from tests.benchmarks.conftest import plant
 from tests.benchmarks.test_cli import put_record
+from tests.benchmarks.test_report_speed import SPEED, put_speed
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make setup)")
 expect = playwright.expect
@@ -44,7 +45,7 @@ ITEMS = [
 
 
 def grow(root):
-    """toy with hostile text, a result and a gallery; late, which builds on it; other, of 2021, without claims."""
+    """toy with hostile text, a result and a gallery; late, which builds on it; other, of 2021, bare; speed."""
     plant(root)
     file = root / "papers/toy/paper.yaml"
     text = file.read_text()
@@ -62,6 +63,9 @@ def grow(root):
     items = [{"title": f"Item {i} {EVIL}", "caption": f"What it shows {EVIL}", **item} for i, item in enumerate(ITEMS)]
     kept = {"code": "old", "seconds": 3, "provenance": {"commit": EVIL}, "trained": EVIL, "items": items}
     (root / "benchmarks/results/toy/gallery.json").write_text(json.dumps(kept))
+    evil = {**SPEED["rows"][1], "pair": EVIL, "peer": "peer" * 20, "what": EVIL, "commit": EVIL}
+    ratios = {EVIL: {**SPEED["ratios"]["dual masking"], "what": EVIL}}
+    put_speed(root, {**SPEED, "rows": [*SPEED["rows"], evil], "ratios": ratios})
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +201,7 @@ STRUCTURE = """() => {
 def test_pages_have_landmarks_headings_in_order_and_text_alternatives(site, visit):
     expected = dict.fromkeys(("skips", "nameless", "pictures", "drawings", "tables", "boxes", "controls"), 0)
     expected |= dict.fromkeys(("h1", "main", "header", "footer"), 1)
-    for name in ("index", "papers/toy", "papers/other"):
+    for name in ("index", "speed", "papers/toy", "papers/other"):
         page = visit(f"{site}/{name}.html")
         page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
         assert page.evaluate(STRUCTURE) == expected, name
@@ -207,7 +211,7 @@ def test_pages_have_landmarks_headings_in_order_and_text_alternatives(site, visi
 
 
 def test_hostile_text_stays_text(site, visit):
-    for name in ("index", "papers/toy", "papers/late"):
+    for name in ("index", "speed", "papers/toy", "papers/late"):
         page = visit(f"{site}/{name}.html")
         assert page.evaluate("window.pwned") is None
         assert page.locator("script").count() == 1
@@ -246,7 +250,7 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_in_light_and_dark(site, visit, scheme):
     backgrounds = set()
-    for name in ("index", "papers/toy"):
+    for name in ("index", "speed", "papers/toy"):
         page = visit(f"{site}/{name}.html", color_scheme=scheme)
         page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
         assert page.evaluate(CONTRAST) == []
@@ -260,15 +264,28 @@ def too_wide(page):
 
 
 def test_nothing_scrolls_sideways_on_a_phone_but_wide_tables_in_their_boxes(site, visit):
-    for name in ("index", "papers/toy", "papers/late"):
+    for name in ("index", "speed", "papers/toy", "papers/late"):
         page = visit(f"{site}/{name}.html", viewport={"width": 375, "height": 700})
         assert too_wide(page) == 0, name
     boxes = visit(f"{site}/papers/toy.html", viewport={"width": 375, "height": 700}).locator("#numbers .scroll")
     assert boxes.evaluate("e => e.scrollWidth > e.clientWidth")
 
 
+def test_the_page_of_speed_is_reached_by_keyboard_and_says_where_one_is(site, visit):
+    page = visit(f"{site}/papers/other.html", viewport={"width": 375, "height": 700})
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Speed"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/speed.html")
+    assert page.locator("[aria-current=page]").all_inner_texts() == ["Speed"]
+    boxes = page.locator("#rows .scroll")
+    assert boxes.evaluate("e => e.scrollWidth > e.clientWidth")
+    assert EVIL in page.locator("#claims").inner_text()
+
+
 def test_the_pages_of_this_repository_load_cleanly_and_fit_a_phone(tmp_path, visit):
     index = write_report(tmp_path)
     largest = sorted((tmp_path / "papers").iterdir(), key=lambda file: -file.stat().st_size)[:2]
-    for file in (index, *largest):
+    for file in (index, *tmp_path.glob("speed.html"), *largest):
         assert too_wide(visit(file.as_uri(), viewport={"width": 375, "height": 700})) == 0, file.name
