@@ -68,7 +68,7 @@ report: $(READY) ## a static site of everything, into reports/
 	@$(ENCORE) report
 
 speed: $(READY) $(EXTRA)speed ## steps, inference and peak memory against transformers and timm at equal weights
-	@$(BIN)/python -m benchmarks.speed $(ARGS)
+	@$(BIN)/python -m benchmarks.cli speed $(ARGS)
 
 readme: $(READY) ## refresh the generated blocks of the READMEs
 	@$(ENCORE) readme

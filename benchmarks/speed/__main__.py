@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ import torch
 from benchmarks.files import write_atomic
 from benchmarks.provenance import provenance
 from benchmarks.speed import ratios, results
-from benchmarks.speed.measure import Paired, Resident, geometric_mean, matmul_rate, nominal_rate, paired, peak_memory
+from benchmarks.speed.measure import Paired, Resident, matmul_rate, nominal_rate, paired, peak_memory
 from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
 from common.errors import EncoreError
 

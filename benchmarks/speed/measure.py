@@ -107,7 +107,3 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     u, v = ([math.log(value) for value in values] for values in (x, y))
     mean_u, mean_v = statistics.fmean(u), statistics.fmean(v)
     return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v)) / sum((a - mean_u) ** 2 for a in u)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))

@@ -69,9 +69,8 @@ def test_cards_have_their_nominal_rate():
     assert measure.nominal_rate("unknown") is None
 
 
-def test_exponent_and_mean_have_their_closed_forms():
+def test_the_exponent_has_its_closed_form():
     assert measure.exponent([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == pytest.approx(1.5)
-    assert measure.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
 
 
 def test_new_figures_replace_those_of_the_same_pair_alone(tmp_path):
