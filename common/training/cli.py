@@ -25,6 +25,7 @@ from common.errors import EncoreError
 from common.interop import read_checkpoint
 from common.interop.checkpoint import RECORD
 from common.interop.weights import check_fits
+from common.training.sharded import FullySharded
 from common.training.throughput import Throughput
 from common.training.trainer import MetricsCSV, last_checkpoint, standard_callbacks
 
@@ -66,10 +67,12 @@ class EncoreCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = [FirstProcessCSV(folder), *extra_loggers(self._get(self.config_init, "log"), folder)]
         own = [*standard_callbacks(folder, self._get(self.config_init, "checkpoint_every")), Throughput()]
+        if self._get(self.config_init, "trainer.strategy") == "fsdp":
+            kwargs |= {"strategy": FullySharded(), "inference_mode": False}  # its weights are used in training, too
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *own]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:  # fsdp on a CPU, more devices than there are
+        except (ValueError, MisconfigurationException) as error:  # fsdp with float16, more devices than there are
             raise EncoreError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _parse_ckpt_path(self) -> None:

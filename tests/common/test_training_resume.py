@@ -224,7 +224,7 @@ def test_other_loggers_write_beside_the_csv(
         (["--trainer.max_stepz", "3"], "max_stepz"),
         (["--data.init_args.batch_size", "11", "--data.init_args.num_batches", "null"], "fewer than one batch"),
         (["--model.init_args.nan_at", "1"], "loss is nan"),
-        (["--trainer.strategy", "fsdp"], "trainer: The strategy `fsdp` requires a GPU"),
+        (["--trainer.strategy", "fsdp", "--trainer.precision", "16-mixed"], "does not support"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_exit_code_2(
