@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -52,6 +52,19 @@ class KeepConfig(SaveConfigCallback):
         checkpoint[RECORD] = {"config": self.parser.dump(self.config, skip_none=False)}
 
 
+class ClipBesideFused(Callback):
+    """Lets gradients be clipped under mixed precision with a fused optimizer.
+
+    Such an optimizer would divide gradients by the scaler's factor inside its own step, after they were clipped, so
+    Lightning refuses the two together. Told that it does not, torch's scaler divides them before.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.gradient_clip_val:
+            for optimizer in trainer.optimizers:
+                vars(optimizer)["_step_supports_amp_scaling"] = False
+
+
 class EncoreCLI(LightningCLI):
     """LightningCLI in subclass mode, with exact resume, one-line errors and a choice of loggers."""
 
@@ -67,6 +80,7 @@ class EncoreCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger") is None:
             kwargs["logger"] = [FirstProcessCSV(folder), *extra_loggers(self._get(self.config_init, "log"), folder)]
         own = [*standard_callbacks(folder, self._get(self.config_init, "checkpoint_every")), Throughput()]
+        own.append(ClipBesideFused())
         if self._get(self.config_init, "trainer.strategy") == "fsdp":
             kwargs |= {"strategy": FullySharded(), "inference_mode": False}  # its weights are used in training, too
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *own]

@@ -4,6 +4,8 @@ import csv
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from common.errors import EncoreError
-from common.training.cli import main, run
+from common.training.cli import ClipBesideFused, main, run
 from common.training.loader import train_loader
 from common.training.optim import adamw, factor, parameter_groups, schedule
 from common.training.run import Run, fit
@@ -197,6 +199,28 @@ def test_the_train_script_resumes_from_last_and_logs_speed(config: Path, tmp_pat
     assert [int(r["step"]) for r in rows] == [0, 1, 2, 3]
     assert float(rows[-1]["speed/samples_per_second"]) > 0
     assert float(rows[-1]["speed/flops_per_second"]) > 0
+
+
+def test_gradients_are_clipped_under_mixed_precision(config: Path) -> None:
+    mixed = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "0.1"]
+    assert run(["fit", "--config", str(config), *mixed]).trainer.global_step > 0
+
+
+def test_scaled_gradients_are_divided_before_they_are_clipped() -> None:
+    moved = []
+    for factor in (1.0, 1024.0):
+        weight = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+        trainer: Any = SimpleNamespace(gradient_clip_val=0.5, optimizers=[optimizer])
+        ClipBesideFused().on_fit_start(trainer, None)  # type: ignore[arg-type]
+        scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+        scaler.scale((weight * torch.tensor([3.0, 0.0, 4.0])).sum()).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_([weight], 0.5)
+        scaler.step(optimizer)
+        moved.append(weight.detach())
+    torch.testing.assert_close(moved[0], torch.tensor([-0.3, 0.0, -0.4]))
+    torch.testing.assert_close(moved[1], moved[0])
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])

@@ -266,7 +266,7 @@ def test_smoke_config_lowers_the_loss(tmp_path):
 def test_pretraining_recipe_takes_a_step_on_a_tiny_corpus(name, folder, tmp_path):
     overrides = {
         "model.init_args.size": "tiny", "model.init_args.vocab_size": 300, "trainer.max_steps": 1,
-        "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.precision": "32-true",
+        "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.precision": "bf16-mixed",
         "trainer.strategy": "auto", "trainer.accumulate_grad_batches": 1, "trainer.limit_val_batches": 1,
         "data.init_args.path": folder / "corpus", "data.init_args.tokenizer": folder / "tokenizer",
         "data.init_args.cache": tmp_path / "cache", "data.init_args.batch_size": 4, "data.init_args.num_workers": 0,

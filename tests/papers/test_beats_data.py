@@ -294,7 +294,7 @@ def shrink(config, audioset, tmp_path):
         data | files | {"root": str(audioset), "batch_size": 2, "num_workers": 0, "seconds": 0.5}
     )
     config["trainer"] |= {"max_steps": 1, "default_root_dir": str(tmp_path / "run"), "accelerator": "cpu", "devices": 1}
-    config["trainer"] |= {"strategy": "auto", "num_nodes": 1, "precision": "32-true", "limit_val_batches": 1}
+    config["trainer"] |= {"strategy": "auto", "num_nodes": 1, "precision": "bf16-mixed", "limit_val_batches": 1}
     config["trainer"] |= {"val_check_interval": 1, "log_every_n_steps": 1}
     config["checkpoint_every"] = 1
     return config

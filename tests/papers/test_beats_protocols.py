@@ -238,7 +238,12 @@ def shrunk(name, roots, tmp_path):
     config["model"]["init_args"]["checkpoint"] = str(tmp_path / "encoder.pt")
     config["data"]["init_args"] |= {"batch_size": 2, "num_workers": 0} | roots
     config["trainer"] |= {"max_steps": 1, "default_root_dir": str(tmp_path / "run"), "accelerator": "cpu", "devices": 1}
-    config["trainer"] |= {"strategy": "auto", "precision": "32-true", "val_check_interval": 1, "log_every_n_steps": 1}
+    config["trainer"] |= {
+        "strategy": "auto",
+        "precision": "bf16-mixed",
+        "val_check_interval": 1,
+        "log_every_n_steps": 1,
+    }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config | {"checkpoint_every": 1}))
     return path

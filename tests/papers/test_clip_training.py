@@ -274,7 +274,7 @@ def test_a_paper_config_takes_steps_on_shards_and_validates_on_a_folder(shards, 
     changes = {
         "checkpoint_every": 2,
         "trainer": {
-            "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32",
+            "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed",
             "max_steps": 2, "log_every_n_steps": 1, "default_root_dir": str(tmp_path / "run"), "val_check_interval": 2,
         },
         "model": {"init_args": {"model": model, "warmup_steps": 1}},

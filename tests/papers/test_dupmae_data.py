@@ -429,7 +429,7 @@ def test_smoke_config_lowers_the_loss(tmp_path):
 
 ON_ONE_CPU = {
     "model.init_args.size": "tiny", "model.init_args.vocab_size": 120, "trainer.max_steps": 1,
-    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.precision": "32-true",
+    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.precision": "bf16-mixed",
     "data.init_args.num_workers": 0, "data.init_args.batch_size": 2,
 }  # fmt: skip
 

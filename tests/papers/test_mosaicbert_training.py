@@ -319,7 +319,7 @@ def test_validation_reports_the_mean_over_all_labelled_tokens(folder, tmp_path):
 
 PRETRAINING = sorted(file.name for file in CONFIGS.glob("paper_*.yaml") if "glue" not in file.name)
 ONE_CPU = {
-    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.precision": "32-true",
+    "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.strategy": "auto", "trainer.precision": "bf16-mixed",
     "trainer.max_steps": 1, "data.init_args.num_workers": 0,
 }  # fmt: skip
 

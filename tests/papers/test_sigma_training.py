@@ -188,7 +188,7 @@ def test_pretraining_lists_are_the_authors_ones(videos, tmp_path):
 
 def smaller(path: Path, model: dict, data_: dict) -> list[str]:
     """Arguments that add a config shrinking a paper config to one step on one CPU."""
-    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
+    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed"}
     trainer |= {"max_steps": 1, "accumulate_grad_batches": 1, "default_root_dir": str(path), "limit_val_batches": 1}
     clips = {"num_workers": 0, "num_frames": 4, "image_size": 32, **data_}
     file = path / "small.yaml"

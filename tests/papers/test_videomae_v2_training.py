@@ -341,7 +341,7 @@ def tiny(path: Path, videos: Path, model: str, sizes: dict, changes: dict) -> st
     """A config that shrinks a paper config's model and points it to `videos`."""
     sized = {"class_path": f"papers.videomae_v2.model.{model}", "init_args": sizes}
     small = {"root": str(videos), "num_workers": 0, "num_frames": 4, "image_size": 32, "repeats": 2}
-    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
+    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed"}
     trainer |= {"max_steps": 1, "default_root_dir": str(path.parent), "limit_val_batches": 2}
     config = {"model": {"init_args": {"model": sized, **changes.pop("model", {})}}}
     config |= {"data": {"init_args": {**small, **changes}}, "trainer": trainer}
