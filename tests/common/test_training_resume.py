@@ -208,12 +208,12 @@ def test_gradients_are_clipped_under_mixed_precision(config: Path) -> None:
 
 def test_scaled_gradients_are_divided_before_they_are_clipped() -> None:
     moved = []
-    for factor in (1.0, 1024.0):
+    for scale in (1.0, 1024.0):
         weight = torch.nn.Parameter(torch.zeros(3))
         optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
         trainer: Any = SimpleNamespace(gradient_clip_val=0.5, optimizers=[optimizer])
         ClipBesideFused().on_fit_start(trainer, None)  # type: ignore[arg-type]
-        scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale((weight * torch.tensor([3.0, 0.0, 4.0])).sum()).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_([weight], 0.5)
