@@ -3,8 +3,9 @@
 For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
 process of its own. Both train with fused AdamW; ours updates inside the backward pass (common.training.in_backward),
-which leaves the same weights. Then the share of this machine's matrix-product rate that our step reaches, the papers'
-own efficiency claims as ratios, and how the cost of a step grows.
+and at base size it does not keep what its activations give (common.layers.lean); both leave the same weights. Then the
+share of this machine's matrix-product rate that our step reaches, the papers' own efficiency claims as ratios, and how
+the cost of a step grows.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from benchmarks.speed import ratios, results
 from benchmarks.speed.measure import Paired, Resident, matmul_rate, nominal_rate, paired, peak_memory
 from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
 from common.errors import EncoreError
+from common.layers.lean import keep_less
 
 SIDES: tuple[Side, Side] = ("ours", "theirs")
 SIZES: tuple[Size, Size] = ("base", "small")
@@ -64,6 +66,8 @@ def subject(name: str, side: Side, folder: Path, size: Size, setting: Setting = 
     with setting.device:
         made = PAIRS[name](side, folder, size)
     made.model.to(setting.device)
+    if side == "ours" and size == "base":
+        keep_less(made.model)
     if setting.dtype == torch.bfloat16:
         made.in_bfloat16(setting.device)
     if setting.compiled:
