@@ -209,6 +209,8 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
     from transformers import BertConfig, BertForMaskedLM
 
     from common.interop.bert import bert_from_hub
+    from common.layers.bert import packed_loss, packed_states
+    from common.layers.packed import Packing
     from papers.bart.model import set_dropout
 
     base = size == "base"
@@ -221,7 +223,11 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
     if side == "ours":
         model: Any = bert_from_hub(folder)
         set_dropout(model, 0.0)
-        return Subject(model, lambda: model.loss(tokens, labels, valid), lambda: model.bert(tokens, valid)[valid])
+        return Subject(
+            model,
+            lambda: packed_loss(model, tokens, labels, valid),
+            lambda: packed_states(model.bert, tokens, Packing(valid)),
+        )
     width, depth, heads = (768, 12, 12) if base else (96, 2, 4)
     config = BertConfig(
         vocab_size=vocab, hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from common.errors import EncoreError
 from common.layers.init import init_weights
 from common.layers.masks import key_padding_mask
+from common.layers.packed import PackedTransformer, Packing, pack
 from common.layers.transformer import Transformer
 
 EPS = 1e-12
@@ -133,6 +134,27 @@ class BertMLM(nn.Module):
         """Mean cross entropy at the labelled positions (label >= 0), of which alone logits are computed."""
         chosen = labels >= 0
         return F.cross_entropy(self.logits(self.bert(inputs, valid)[chosen]), labels[chosen])
+
+
+def packed_states(
+    bert: Bert, tokens: Tensor, layout: Packing, segments: Tensor | None = None, read: Tensor | None = None
+) -> Tensor:
+    """bert's last states at the layout's places alone, (R, D): padding costs nothing. tokens, segments: (B, N) ids.
+
+    read: (Q,) row numbers; given, (Q, D) is returned and the last layer computes no others. bert.blocks is packed
+    (common.layers.packed.pack), which its own forward does not notice.
+    """
+    if not isinstance(bert.blocks, PackedTransformer):
+        pack(bert.blocks)
+    return bert.blocks(layout.rows(bert.embeddings(tokens, segments)), layout=layout, read=read)
+
+
+def packed_loss(model: BertMLM, inputs: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """BertMLM.loss without work on padding: labels at padding are not asked for. inputs, labels, valid: (B, N)."""
+    layout = Packing(valid)
+    wanted = layout.rows(labels)
+    chosen = (wanted >= 0).nonzero()[:, 0]
+    return F.cross_entropy(model.logits(packed_states(model.bert, inputs, layout, read=chosen)), wanted[chosen])
 
 
 def bert_base(vocab_size: int = 30522, dropout: float = 0.1, attention_dropout: float = 0.1) -> Bert:

@@ -127,6 +127,20 @@ class PackedTransformer(Transformer):
         self.layers = nn.ModuleList(PackedLayer(dim, num_heads, mlp_dim, **layer) for _ in range(depth))
 
 
+def pack(blocks: Transformer) -> None:
+    """Make a Transformer a PackedTransformer, in place: same parameters, names and numbers. ValueError for layers with
+    stochastic depth or separate biases."""
+    for layer in blocks.layers:
+        if (
+            type(layer) is not TransformerLayer
+            or layer.attn.separate_bias
+            or not isinstance(layer.drop_path, nn.Identity)
+        ):
+            raise ValueError("packed layers have neither drop_path nor separate query and value biases")
+        layer.__class__ = PackedLayer
+    blocks.__class__ = PackedTransformer
+
+
 def _kernel(attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     """Scaled dot-product attention of (B, N, D) to (B, M, D) in attn's heads, without projections: (B, N, D)."""
     q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))

@@ -6,7 +6,8 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from common.errors import EncoreError
 from common.interop.bert import bert_from_hub, bert_to_hub, load_bert
-from common.layers.bert import Bert, BertMLM, bert_base
+from common.layers.bert import Bert, BertMLM, bert_base, packed_loss, packed_states
+from common.layers.packed import Packing
 from common.masking import mlm_mask
 
 SIZES = {"vocab_size": 50, "dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 48, "max_positions": 16}
@@ -41,6 +42,22 @@ def test_masked_words_equal_transformers_and_go_back(peer, tmp_path):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     torch.testing.assert_close(again.eval()(input_ids=TOKENS, attention_mask=VALID.long()).logits, expected)
+
+
+def test_without_work_on_padding_the_numbers_stay(peer, tmp_path):
+    peer.save_pretrained(tmp_path)
+    ours, packed = bert_from_hub(tmp_path), bert_from_hub(tmp_path)
+    segments = (torch.arange(10) > 4).long().expand(3, 10)
+    states = packed_states(packed.bert, TOKENS, Packing(VALID), segments)
+    torch.testing.assert_close(states, ours.bert(TOKENS, VALID, segments)[VALID], atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed.bert(TOKENS, VALID), ours.bert(TOKENS, VALID))
+    labels = TOKENS.masked_fill((torch.arange(30).view(3, 10) % 3 > 0) | ~VALID, -100)
+    losses = [ours.loss(TOKENS, labels, VALID), packed_loss(packed, TOKENS, labels, VALID)]
+    torch.testing.assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    for (name, p), q in zip(ours.named_parameters(), packed.parameters()):
+        torch.testing.assert_close(q.grad, p.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_segments_and_the_encoder_alone_equal_transformers(peer, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from common.errors import EncoreError
 from common.layers import Transformer, key_padding_mask
-from common.layers.packed import PackedTransformer, Packing
+from common.layers.packed import PackedTransformer, Packing, pack
 
 RIGHT = torch.arange(7)[None] < torch.tensor([[7], [3], [5]])
 LEFT = RIGHT.flip(1)
@@ -106,3 +106,14 @@ def test_rows_and_padded_are_inverse_and_an_empty_sequence_is_an_error():
 def test_what_rows_cannot_express_is_refused(options):
     with pytest.raises(ValueError, match="packed layers have neither"):
         PackedTransformer(2, 24, 4, 48, **options)
+    with pytest.raises(ValueError, match="packed layers have neither"):
+        pack(Transformer(2, 24, 4, 48, **options))
+
+
+def test_a_transformer_is_packed_in_place():
+    dense, packed = pair()
+    names = list(dense.state_dict())
+    pack(dense)
+    rows, layout = torch.randn(int(RIGHT.sum()), 24), Packing(RIGHT)
+    assert torch.equal(dense(rows, layout=layout), packed(rows, layout=layout))
+    assert list(dense.state_dict()) == names
