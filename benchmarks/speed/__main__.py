@@ -2,10 +2,11 @@
 
 For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
-process of its own. Both train with fused AdamW; ours updates inside the backward pass (common.training.in_backward),
-and at base size it does not keep what its activations give (common.layers.lean); both leave the same weights. Then the
-share of this machine's matrix-product rate that our step reaches, the papers' own efficiency claims as ratios, and how
-the cost of a step grows.
+process of its own. Both train with fused AdamW. Ours spares memory by two options that leave the same weights: at base
+size it does not keep what its activations give (common.layers.lean), and where a pair says so it updates inside the
+backward pass (common.training.in_backward). Under --compile neither is used and memory is not measured. Then the share
+of this machine's matrix-product rate that our step reaches, the papers' own efficiency claims as ratios, and how the
+cost of a step grows.
 """
 
 import argparse
@@ -52,7 +53,7 @@ class Setting:
         return cls(torch.device(device), precision or ("float32" if device == "cpu" else "bfloat16"), compiled)
 
     def words(self) -> list[str]:
-        """For the command line of a child process; memory is that of the uncompiled model."""
+        """For the command line of a child process."""
         return [self.device.type, self.precision]
 
     @property
@@ -66,12 +67,12 @@ def subject(name: str, side: Side, folder: Path, size: Size, setting: Setting = 
     with setting.device:
         made = PAIRS[name](side, folder, size)
     made.model.to(setting.device)
-    if side == "ours" and size == "base":
+    if side == "ours" and size == "base" and not setting.compiled:
         keep_less(made.model)
     if setting.dtype == torch.bfloat16:
         made.in_bfloat16(setting.device)
     if setting.compiled:
-        made.model.compile()
+        made.in_backward = False
         made.loss, made.infer = torch.compile(made.loss), torch.compile(made.infer)
     return made
 
@@ -84,18 +85,19 @@ def compare(name: str, size: Size, folder: Path, rounds: int, setting: Setting) 
     agree(name, "outputs", infer[0](), infer[1](), setting)
     inference = paired(*infer, rounds, SHORTEST)
     flops = _flops(ours) if not setting.compiled else None
-    train = ours.training_step(in_backward=True), theirs.training_step()
+    train = ours.training_step(), theirs.training_step()
     agree(name, "first losses", train[0](), train[1](), setting)
     training = paired(*train, rounds, SHORTEST)
     del theirs, ours, infer, train
-    words = {side: [name, side, size, str(folder), *setting.words()] for side in SIDES}
-    memory = {side: sorted(peak_memory(words[side]) for _ in range(3))[1] for side in SIDES}  # malloc wavers by 4 %
     row: dict[str, Any] = {"pair": name, "size": size, "what": described(PAIRS[name]), "matmul_rate": rate}
     row |= {"device": setting.device.type, "precision": setting.precision, "compiled": setting.compiled}
     peer = "timm" if name.endswith("timm") else "transformers"
     row |= {"peer": f"{peer} {version(peer)}", "threads": torch.get_num_threads(), **provenance()}
-    row |= {"training": asdict(training), "inference": asdict(inference), "memory": memory}
-    row["memory_ratio"] = memory["ours"] / memory["theirs"]
+    row |= {"training": asdict(training), "inference": asdict(inference)}
+    if not setting.compiled:
+        words = {side: [name, side, size, str(folder), *setting.words()] for side in SIDES}
+        memory = {side: sorted(peak_memory(words[side]) for _ in range(3))[1] for side in SIDES}  # malloc wavers by 4 %
+        row |= {"memory": memory, "memory_ratio": memory["ours"] / memory["theirs"]}
     row["share_of_matmul_rate"] = flops / training.ours / rate if flops else None
     if flops and setting.device.type == "cuda" and (nominal := nominal_rate(torch.cuda.get_device_name())):
         row["mfu"] = flops / training.ours / nominal
@@ -128,7 +130,7 @@ def print_memory(name: str, side: Side, size: Size, folder: Path, setting: Setti
     """What the child process does: imports first, so that only training is counted, and on a GPU the model too."""
     import transformers  # noqa: F401
 
-    step = subject(name, side, folder, size, setting).training_step(in_backward=side == "ours")
+    step = subject(name, side, folder, size, setting).training_step()
     resident = Resident()
     for _ in range(3):
         step()
@@ -138,16 +140,19 @@ def print_memory(name: str, side: Side, size: Size, folder: Path, setting: Setti
 def told(row: dict[str, Any]) -> str:
     """A row in words."""
     training, inference = Paired(**row["training"]), Paired(**row["inference"])
-    memory = {side: row["memory"][side] / 2**20 for side in SIDES}
     rate = row["share_of_matmul_rate"]
     return (
         f"{row['pair']:9s} {row['size']:5s} step {1e3 * training.ours:.1f} ms against {1e3 * training.theirs:.1f} ms, "
         f"ratio {training.ratio:.3f} ({training.low:.2f} to {training.high:.2f}), "
         + (f"{100 * rate:.0f} % of the matrix-product rate; " if rate else "")
         + (f"MFU {100 * row['mfu']:.1f} %; " if "mfu" in row else "")
-        + f"inference ratio {inference.ratio:.3f} ({inference.low:.2f} to {inference.high:.2f}); memory "
-        f"{memory['ours']:.0f} MiB against {memory['theirs']:.0f} MiB, ratio {row['memory_ratio']:.3f}"
+        + f"inference ratio {inference.ratio:.3f} ({inference.low:.2f} to {inference.high:.2f})"
+        + (f"; memory {_mebibytes(row)}, ratio {row['memory_ratio']:.3f}" if "memory" in row else "")
     )
+
+
+def _mebibytes(row: dict[str, Any]) -> str:
+    return " against ".join(f"{row['memory'][side] / 2**20:.0f} MiB" for side in SIDES)
 
 
 def main(arguments: list[str] | None = None) -> None:

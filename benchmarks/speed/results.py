@@ -64,7 +64,10 @@ class Memory(Form):
 
 
 class Row(Origin):
-    """One pair at one size in one setting; `memory_ratio` is ours / theirs, the ratios of times are theirs / ours."""
+    """One pair at one size in one setting; `memory_ratio` is ours / theirs, the ratios of times are theirs / ours.
+
+    Memory is measured where the pair is not compiled.
+    """
 
     pair: Text
     size: Literal["base", "small"]
@@ -75,10 +78,16 @@ class Row(Origin):
     what: Text | None = None
     training: Timing
     inference: Timing
-    memory: Memory
-    memory_ratio: Positive
+    memory: Memory | None = None
+    memory_ratio: Positive | None = None
     share_of_matmul_rate: Positive | None
     mfu: Positive | None = None
+
+    @model_validator(mode="after")
+    def memory_is_whole(self) -> Row:
+        if (self.memory is None) != (self.memory_ratio is None) or (self.memory is None and not self.compiled):
+            raise ValueError("memory and memory_ratio belong together, and to every row that is not compiled")
+        return self
 
     @property
     def setting(self) -> str:

@@ -75,13 +75,15 @@ def _parts(rows: list[Row], drawn: Drawn) -> Iterator[Part]:
     for row in sorted(rows, key=lambda row: (row.compiled, row.device, row.precision != "float32")):
         settings.setdefault(row.setting, []).append(row)
     for setting, group in settings.items():
-        means = {
-            "training": geometric_mean([row.training.ratio for row in group]),
-            "inference": geometric_mean([row.inference.ratio for row in group]),
-            "memory": geometric_mean([row.memory_ratio for row in group]),
-        }
+        means = {}
+        if not group[0].compiled:
+            means = {
+                "training": geometric_mean([row.training.ratio for row in group]),
+                "inference": geometric_mean([row.inference.ratio for row in group]),
+                "memory": geometric_mean([row.memory_ratio for row in group if row.memory_ratio]),
+            }
         figure = _ratios(setting, group, [min(marks), max(marks)], drawn)
-        yield Part(setting, group, {} if group[0].compiled else means, figure)
+        yield Part(setting, group, means, figure)
 
 
 def _ratios(setting: str, rows: list[Row], span: list[float], drawn: Drawn) -> Markup:

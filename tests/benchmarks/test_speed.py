@@ -19,7 +19,7 @@ def test_both_sides_are_the_same_model_and_learn_alike(name, tmp_path):
         pytest.skip("timm is not installed: make setup EXTRAS=speed")
     theirs, ours = (subject(name, side, tmp_path, "small") for side in ("theirs", "ours"))
     assert ours.inference()() == pytest.approx(theirs.inference()(), abs=1e-5)
-    losses = [[step() for _ in range(3)] for step in (ours.training_step(in_backward=True), theirs.training_step())]
+    losses = [[step() for _ in range(3)] for step in (ours.training_step(), theirs.training_step())]
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
     assert losses[0][2] != losses[0][0], "the weights must move"
 
@@ -109,7 +109,8 @@ def test_what_is_kept_is_what_the_report_reads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ratios, "growth", growth)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     file = tmp_path / "results.json"
-    main(["--pairs", "vit", "--sizes", "small", "--rounds", "1", "--device", "cpu", "--json", str(file)])
+    options = ["--pairs", "vit", "--sizes", "small", "--rounds", "1", "--device", "cpu", "--json", str(file)]
+    main(options)
     kept = results.read(file)
     (row,) = kept.rows
     assert (row.name, row.memory.ours, row.memory.theirs) == ("vit small (CPU, float32)", 1004, 1006)
@@ -117,6 +118,24 @@ def test_what_is_kept_is_what_the_report_reads(tmp_path, monkeypatch, capsys):
     assert (kept.ratios["half"].what, kept.ratios["half"].high) == ("Half of the work.", 2.5)
     assert (kept.growth.what, kept.growth.width.seconds) == ("A step.", [0.1, 0.2])
     assert "vit       small step" in capsys.readouterr().out
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    main([*options, "--compile", "--no-ratios"])
+    kept = results.read(file)
+    assert [(row.name, row.memory is None) for row in kept.rows] == [
+        ("vit small (CPU, float32)", False),
+        ("vit small (CPU, float32, compiled)", True),
+    ]
+    assert len(compiled) == 4, "loss and inference of both sides"
+    assert "; memory" not in capsys.readouterr().out
+
+
+def test_memory_is_spared_where_it_is_measured_and_the_pair_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    for name, expected in (("vit", True), ("videomae", False)):
+        subject(name, "theirs", tmp_path / name, "small")
+        assert subject(name, "ours", tmp_path / name, "small").in_backward is expected
+    assert not subject("vit", "ours", tmp_path / "vit", "small", Setting(compiled=True)).in_backward
 
 
 def test_a_damaged_file_is_refused_before_anything_is_measured(tmp_path):
