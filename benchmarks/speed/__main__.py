@@ -2,11 +2,11 @@
 
 For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
-process of its own. Both train with fused AdamW. Ours spares memory by two options that leave the same weights: at base
-size it does not keep what its activations give (common.layers.lean), and where a pair says so it updates inside the
-backward pass (common.training.in_backward). Under --compile neither is used and memory is not measured. Then the share
-of this machine's matrix-product rate that our step reaches, the papers' own efficiency claims as ratios, and how the
-cost of a step grows.
+process of its own. Both train with fused AdamW and keep freed memory (in_backward.keep_freed_memory). Ours spares memory
+by two options that leave the same weights: at base size it does not keep what its activations give (common.layers.lean),
+and where a pair says so it updates inside the backward pass (common.training.in_backward). Under --compile neither is
+used and memory is not measured. Then the share of this machine's matrix-product rate that our step reaches, the papers'
+own efficiency claims as ratios, and how the cost of a step grows.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from benchmarks.speed.measure import Paired, Resident, matmul_rate, nominal_rate
 from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
 from common.errors import EncoreError
 from common.layers.lean import keep_less
+from common.training.in_backward import keep_freed_memory
 
 SIDES: tuple[Side, Side] = ("ours", "theirs")
 SIZES: tuple[Size, Size] = ("base", "small")
@@ -63,6 +64,7 @@ class Setting:
 
 def subject(name: str, side: Side, folder: Path, size: Size, setting: Setting = Setting()) -> Subject:
     """One side, built and fed on the device under the same seed as the other."""
+    keep_freed_memory()
     torch.manual_seed(0)
     with setting.device:
         made = PAIRS[name](side, folder, size)

@@ -1,5 +1,7 @@
 """The optimizer's step inside the backward pass: every parameter is updated as soon as its gradient is whole."""
 
+import ctypes
+import sys
 from typing import Any
 
 import lightning as L
@@ -9,6 +11,19 @@ from lightning.pytorch.callbacks import Callback
 from common.errors import EncoreError
 
 BUCKET_BYTES = 16 * 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_LARGEST_KEPT = 32 * 2**20  # the most that mallopt takes
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what this process frees, in blocks of up to 32 MiB, for its next allocation.
+
+    By default it goes back to the system again and again where gradients come and go, and touching new memory takes
+    longer than the arithmetic on it. Without glibc nothing happens; memory of a GPU is torch's own business.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
 class StepInBackward:
@@ -31,6 +46,8 @@ class StepInBackward:
         self.bucket_of = {parameter: i for i, bucket in enumerate(self.buckets) for parameter in bucket}
         self.inside = False
         self.handles: list[Any] = [optimizer.register_step_post_hook(self._after_step)]
+        if any(p.device.type == "cpu" for p in trained):
+            keep_freed_memory()
         self.handles += [p.register_post_accumulate_grad_hook(self._gradient_is_whole) for p in trained]
         self._forget()
 

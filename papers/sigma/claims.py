@@ -19,7 +19,7 @@ from common.training.run import Run, fit
 from papers.sigma.collapse import effective_rank, spread, usage_entropy
 from papers.sigma.model import SIGMA, sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining
-from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
+from papers.videomae_v2.data import DIGITS_STD, Digits, DigitsPretraining
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import (
     VideoMAE,
@@ -30,7 +30,7 @@ from papers.videomae_v2.model import (
 )
 from papers.videomae_v2.module import Pretraining as PixelPretraining
 
-OPTIONS: dict[str, Any] = {"lr": 2e-3, "warmup": 0.1, "mean": DIGITS_MEAN, "std": DIGITS_STD}
+OPTIONS: dict[str, Any] = {"lr": 2e-3, "warmup": 0.1, "std": DIGITS_STD}
 HELD_OUT_SEED = 999
 
 

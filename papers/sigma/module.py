@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import EncoreError
+from common.layers.attention import take_tokens
 from common.training.optim import adamw, schedule
 from papers.sigma.assignment import MIN_EPS, assign, symmetric_loss
 from papers.sigma.collapse import spread, usage_entropy
 from papers.sigma.interop import load_dino
 from papers.sigma.model import DINO, SIGMA
-from papers.videomae_v2.model import take, true_indices
-from papers.videomae_v2.module import IMAGENET_MEAN, IMAGENET_STD, cube_targets, log_skipped
+from papers.videomae_v2.model import true_indices
+from papers.videomae_v2.module import IMAGENET_STD, cube_targets, log_skipped
 
 
 def standardise_channels(features: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ class Pretraining(L.LightningModule):
     objective: "sinkhorn" is the method; "l2" is the ablation that regresses x_phi and collapses when phi is trained.
     assignment: "hard" targets, the most likely prototype, as in the released code; "soft" ones as in the paper.
     dino_weights: a hub directory or official .pth for a DINO phi, which needs one. lr and min_lr are the ones reached
-    (the public scripts scale theirs by clips a step / 256); warmup is a share of all steps. mean, std: of the input's
+    (the public scripts scale theirs by clips a step / 256); warmup is a share of all steps. std: of the input's
     standardisation, undone before the MLP's pixels are normalised.
     """
 
@@ -48,7 +49,6 @@ class Pretraining(L.LightningModule):
         iterations: int = 10,
         temperature: float = 0.1,
         dino_weights: str | None = None,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Pretraining(L.LightningModule):
         self.lr, self.min_lr, self.weight_decay, self.betas, self.warmup = lr, min_lr, weight_decay, betas, warmup
         self.objective, self.hard = objective, assignment == "hard"
         self.eps, self.iterations, self.temperature = eps, iterations, temperature
-        self.mean, self.std = mean, std
+        self.std = std
         if objective == "l2":
             model.prototypes.requires_grad_(False)
         if isinstance(model.phi, DINO) and dino_weights is not None:
@@ -70,8 +70,8 @@ class Pretraining(L.LightningModule):
         """x_phi (B, M, D) of the masked tubes. masked: (B, M) indices."""
         phi = self.model.phi
         if isinstance(phi, DINO):
-            return take(standardise_channels(phi(video)), masked)
-        return phi(cube_targets(video, masked, self.model.video.encoder.embed, self.mean, self.std))
+            return take_tokens(standardise_channels(phi(video)), masked)
+        return phi(cube_targets(video, masked, self.model.video.encoder.embed, self.std))
 
     def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """x_phi and x_psi of all masked tubes of the batch, (B * M, D) each."""

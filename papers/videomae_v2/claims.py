@@ -17,7 +17,7 @@ from torch import Tensor
 from common.data.moving_digits import DIRECTIONS
 from common.training.flops import multiply_adds
 from common.training.run import Run, fit
-from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, DigitsLabelled, DigitsPretraining
+from papers.videomae_v2.data import DIGITS_STD, DigitsLabelled, DigitsPretraining
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import (
     VideoMAE,
@@ -87,7 +87,7 @@ def pretrain(run: Run, plan: Plan, model: VideoMAE) -> dict[str, float]:
     steps = plan.pretraining_steps
     if run.arm == "dual_equal_cost":
         steps = round(steps * gflops["encoder_only"] / gflops["dual"])
-    module = Pretraining(model, lr=5e-3, mean=DIGITS_MEAN, std=DIGITS_STD)
+    module = Pretraining(model, lr=5e-3, std=DIGITS_STD)
     fit(module, data, run=run, name="pretraining", max_steps=steps)
     return {
         "pretraining_steps": float(steps),

@@ -27,13 +27,15 @@ def tokens(grid: list[int], which: str, decoder_ratio: float = 0.5, encoder_rati
 def pretraining_gflops(build: str, decoder_ratio: float, norms: bool = True) -> float:
     """Billions of multiply-adds of one clip's forward pass, counted as the paper does.
 
-    All cubes are embedded (ours embeds the visible ones only); norms: add NORM_OPERATIONS an element of a LayerNorm.
+    All cubes are embedded (ours embeds the visible ones only), and the decoder's last block computes the encoded tokens
+    too (ours leaves them out, see unread_multiply_adds); norms: add NORM_OPERATIONS an element of a LayerNorm.
     """
     model: VideoMAE = getattr(models, build)()
     counts = token_counts_of(model.encoder.grid, decoder_ratio)
     counted = reconstruction_multiply_adds(model, counts["visible"], counts["decoded"])
     hidden = counts["total"] - counts["visible"]
     counted += hidden * model.encoder.embed.proj.weight.numel()
+    counted += unread_multiply_adds(model, counts["visible"], counts["decoded"])
     return (counted + norms * norm_operations(model, counts)) / 1e9
 
 
@@ -49,6 +51,14 @@ def reconstruction_multiply_adds(model: VideoMAE, visible: int, decoded: int) ->
     video = torch.empty(1, *model.encoder.input_shape, device="meta")
     maps: list[Tensor] = [torch.empty(1, n, dtype=torch.int64, device="meta") for n in (visible, decoded)]
     return multiply_adds(model.reconstruct, video, *maps)
+
+
+def unread_multiply_adds(model: VideoMAE, visible: int, decoded: int) -> int:
+    """What the decoder's last block would spend on the encoded tokens, whose output nobody reads: query, attention over
+    all tokens, output projection and MLP; keys and values are computed."""
+    dim = model.positions.shape[1]
+    weights = sum(p.numel() for p in list(model.decoder.blocks)[-1].parameters() if p.dim() == 2)
+    return visible * (weights - 2 * dim**2 + 2 * dim * (visible + decoded))
 
 
 def norm_operations(model: VideoMAE, counts: dict[str, int]) -> int:

@@ -20,7 +20,7 @@ STEPS, CLIPS, BATCH, SHOWN = 700, 4000, 16, 3
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """Clips of the test digits: original, masked, reconstructed, one frame of every pair."""
     L.seed_everything(seed, verbose=False)
-    module = Pretraining(pretrain_videomae_tiny_patch8_32(), lr=5e-3, mean=DIGITS_MEAN, std=DIGITS_STD)
+    module = Pretraining(pretrain_videomae_tiny_patch8_32(), lr=5e-3, std=DIGITS_STD)
     data = DigitsPretraining(train_clips=CLIPS, batch_size=BATCH, seed=seed)
     fit(module, data, run=Run("videomae_v2", "gallery", "dual", seed, "cpu", folder), max_steps=STEPS)
     clips = Digits("test", SHOWN)

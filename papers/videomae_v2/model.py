@@ -11,15 +11,11 @@ from torch import Tensor, nn
 
 from common.errors import EncoreError
 from common.layers import Transformer, TubeletEmbed, sincos_1d
+from common.layers.attention import take_tokens
 
 EPS = 1e-6
 
 Grid = tuple[int, int, int]
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """x: (B, N, D), index: (B, K) -> (B, K, D)"""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def true_indices(mask: Tensor) -> Tensor:
@@ -98,12 +94,13 @@ class VideoEncoder(nn.Module):
         if visible is None:
             x = self.embed.project(cubes) + self.positions
         else:
-            x = self.embed.project(take(cubes, visible)) + self.positions[visible]
+            x = self.embed.project(take_tokens(cubes, visible)) + self.positions[visible]
         return self.norm(self.blocks(x))
 
 
 class Decoder(nn.Module):
-    """Blocks over [encoded tokens; mask tokens]; norm and pixel head only on the mask tokens."""
+    """Blocks over [encoded tokens; mask tokens]; norm and pixel head only on the mask tokens, which are all that the
+    last block computes."""
 
     def __init__(self, *, dim: int, depth: int, num_heads: int, mlp_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -113,7 +110,8 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, num_decoded: int) -> Tensor:
         """x: (B, K + num_decoded, dim) -> (B, num_decoded, out_dim)"""
-        return self.head(self.norm(self.blocks(x)[:, -num_decoded:]))
+        read = torch.arange(x.shape[1] - num_decoded, x.shape[1], device=x.device).expand(len(x), -1)
+        return self.head(self.norm(self.blocks(x, read=read)))
 
 
 class VideoMAE(nn.Module):

@@ -13,26 +13,26 @@ from torchvision.transforms import v2
 
 from common.eval.multi_view import average_views
 from common.layers import TransformerLayer, TubeletEmbed
+from common.layers.attention import take_tokens
 from common.training.optim import adamw, schedule
-from papers.videomae_v2.model import VideoClassifier, VideoMAE, layer_id, take, true_indices
+from papers.videomae_v2.model import VideoClassifier, VideoMAE, layer_id, true_indices
 from papers.videomae_v2.stages import start_from
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def cube_targets(
-    video: Tensor, decoded: Tensor, embed: TubeletEmbed, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Tensor:
+def cube_targets(video: Tensor, decoded: Tensor, embed: TubeletEmbed, std: tuple[float, ...]) -> Tensor:
     """What the decoder must predict: each cube's pixels, normalised for that cube and that channel.
 
-    video: (B, C, T, H, W), standardised with mean and std per channel (undone first: it matters beside 1e-6);
-    decoded: (B, M) indices. Returns (B, M, t * p * p * C), channel fastest. The variance is the unbiased one.
+    video: (B, C, T, H, W), standardised with some mean and std per channel; decoded: (B, M) indices. Returns
+    (B, M, t * p * p * C), channel fastest. The variance is the unbiased one. The standardisation is undone, for std
+    matters beside 1e-6; its mean goes with the cube's.
     """
     channels = video.shape[1]
-    pixels = take(embed.cubes(video), decoded).unflatten(-1, (channels, -1))
-    pixels = pixels * pixels.new_tensor(std)[:, None] + pixels.new_tensor(mean)[:, None]
-    variance, average = torch.var_mean(pixels, dim=-1, keepdim=True)
-    return ((pixels - average) / (variance.sqrt() + 1e-6)).transpose(-1, -2).flatten(-2)
+    pixels = take_tokens(embed.cubes(video), decoded).unflatten(-1, (channels, -1))
+    scale = pixels.new_tensor(std)[:, None]
+    variance, average = torch.var_mean(pixels, dim=-1, keepdim=True)  # exactly 0 and the pixel where all are alike
+    return ((pixels - average) * (scale / (scale * variance.sqrt() + 1e-6))).transpose(-1, -2).flatten(-2)
 
 
 def dual_masked_loss(prediction: Tensor, target: Tensor, in_loss: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def dual_masked_loss(prediction: Tensor, target: Tensor, in_loss: Tensor) -> Ten
 
     prediction, target: (B, M, K); in_loss: (B, M) bool, True where the decoded cube was hidden. Returns a scalar.
     """
-    error = (prediction - target).square().mean(-1)
+    error = F.mse_loss(prediction, target, reduction="none").mean(-1)
     return (error * in_loss).sum() / in_loss.sum()
 
 
@@ -48,7 +48,7 @@ class Pretraining(L.LightningModule):
     """Stage 1: masked autoencoding. Batches: video (B, C, T, H, W), hidden and decoded (B, N) bool, [skipped].
 
     lr and min_lr are the ones reached (the public scripts scale theirs by clips a step / 256); warmup is the share of
-    all steps in which the rate rises linearly. mean, std: of the input's standardisation; the target is computed
+    all steps in which the rate rises linearly. std: of the input's standardisation; the target is computed
     without it. activation_checkpointing recomputes the blocks in the backward pass.
     """
 
@@ -61,14 +61,13 @@ class Pretraining(L.LightningModule):
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.95),
         warmup: float = 0.1,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.lr, self.min_lr, self.weight_decay, self.betas, self.warmup = lr, min_lr, weight_decay, betas, warmup
-        self.mean, self.std = mean, std
+        self.std = std
         if activation_checkpointing:
             checkpoint_blocks(model)
 
@@ -78,7 +77,7 @@ class Pretraining(L.LightningModule):
         prediction = self.model(video, hidden, decoded)
         index = true_indices(decoded)
         with torch.no_grad():
-            target = cube_targets(video, index, self.model.encoder.embed, self.mean, self.std)
+            target = cube_targets(video, index, self.model.encoder.embed, self.std)
         return dual_masked_loss(prediction.float(), target.float(), hidden.gather(1, index))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -96,7 +96,7 @@ def test_perfect_predictions_reconstruct_the_clip_and_only_hidden_cubes_are_grey
     class Oracle(SimpleNamespace):
         def __call__(self, video, hidden):
             maps.append(hidden)
-            return cube_targets(video, true_indices(hidden), encoder.embed, DIGITS_MEAN, DIGITS_STD)
+            return cube_targets(video, true_indices(hidden), encoder.embed, DIGITS_STD)
 
     torch.manual_seed(0)
     item = _item(Oracle(encoder=encoder), video, 0)

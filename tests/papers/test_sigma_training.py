@@ -19,14 +19,14 @@ from papers.sigma.collapse import effective_rank, spread
 from papers.sigma.downstream import FineTuning, LinearProbe
 from papers.sigma.model import DINO, SIGMA, projection_mlp, sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining
-from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, DigitsLabelled, DigitsPretraining
+from papers.videomae_v2.data import DIGITS_STD, DigitsLabelled, DigitsPretraining
 from papers.videomae_v2.model import VideoClassifier, VideoMAE
 from tests.helpers import assert_resumes_exactly
 
 CONFIGS = Path(data.__file__).parent / "configs"
 SIZES = {"dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40, "patch_size": 8, "num_frames": 4, "image_size": 32}
 DECODER = {"decoder_dim": 16, "decoder_heads": 2, "decoder_mlp_dim": 28, "decoder_depth": 1}
-DIGITS = {"mean": DIGITS_MEAN, "std": DIGITS_STD}
+DIGITS = {"std": DIGITS_STD}
 
 
 def tiny_sigma() -> SIGMA:

@@ -211,7 +211,7 @@ def test_labelled_batches_repeat_the_label_with_the_clip(videos):
 
 def pretraining(**options) -> Pretraining:
     torch.manual_seed(0)
-    return Pretraining(VideoMAE(**DIGITS, **DECODER), lr=2e-3, mean=(0.1,), std=(0.3,), **options)
+    return Pretraining(VideoMAE(**DIGITS, **DECODER), lr=2e-3, std=(0.3,), **options)
 
 
 def fine_tuning(**options) -> FineTuning:
