@@ -2,11 +2,11 @@
 
 For every model with a public peer at equal weights: a training step and an inference of both sides in one process,
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
-process of its own. Both train with fused AdamW and keep freed memory (in_backward.keep_freed_memory). Ours spares memory
-by two options that leave the same weights: at base size it does not keep what its activations give (common.layers.lean),
-and where a pair says so it updates inside the backward pass (common.training.in_backward). Under --compile neither is
-used and memory is not measured. Then the share of this machine's matrix-product rate that our step reaches, the papers'
-own efficiency claims as ratios, and how the cost of a step grows.
+process of its own. Both train with fused AdamW and keep freed memory (in_backward.keep_freed_memory). Ours spares
+memory by two options that leave the same weights: at base size it does not keep what its activations give
+(common.layers.lean), and where a pair says so it updates inside the backward pass (common.training.in_backward). Under
+--compile neither is used and memory is not measured. Then the share of this machine's matrix-product rate that our step
+reaches, the papers' own efficiency claims as ratios, and how the cost of a step grows.
 """
 
 import argparse
