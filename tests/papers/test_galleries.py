@@ -151,3 +151,76 @@ def test_restored_text_is_shown_with_its_masks(tmp_path, monkeypatch):
     assert not any(special in cell for row in item.rows for cell in row for special in ("<s>", "</s>", "<pad>"))
     assert f"{sum(row[0] == row[2] for row in item.rows)} of 4 exactly" in item.caption
     assert "after 4 steps" in made.trained
+
+
+def test_hidden_tubes_alone_wear_the_colour_of_their_prototype():
+    """phi and Psi that know each tube's number: both rows are equal, and Psi's is what the mask hides."""
+    from papers.sigma import gallery
+    from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits
+
+    video = Digits("test", 1)[0]["video"]
+    maps = []
+
+    def features(batch):
+        maps.append(batch["hidden"][0])
+        numbers = batch["hidden"][0].nonzero().float()
+        return numbers, torch.where(numbers > 32, 0.0, numbers)
+
+    prototypes = lambda x, detach: torch.nn.functional.one_hot(x[:, 0].long(), 64)  # noqa: E731
+    encoder = SimpleNamespace(grid=(4, 4, 4))
+    module = SimpleNamespace(features=features, model=SimpleNamespace(video=SimpleNamespace(encoder=encoder)))
+    module.model.prototypes = prototypes
+    torch.manual_seed(0)
+    item = gallery._item(module, video, 0)
+    shown = [pixels(picture.png).astype(float) / 255 for picture in item.pictures]
+    frames = (video * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1)[0, 0, ::2].numpy()
+    hidden = maps[0].view(4, 4, 4)
+    assert f"agree for {int(maps[0][:33].sum())} of 48 hidden tubes" in item.caption
+    assert item.pictures[4].label == "by the tube's own pixels, frame 1"
+    for time, row, column in np.ndindex(4, 4, 4):
+        part = np.s_[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        grey = frames[time][part][..., None]
+        expected = grey
+        if hidden[time, row, column]:
+            expected = 0.4 * grey + 0.6 * np.array(gallery._colour(16 * time + 4 * row + column))
+        assert np.abs(shown[4 + time][part] - expected).max() < 0.01
+
+
+def test_only_altered_frames_are_restored(monkeypatch):
+    """A model that answers 7 everywhere, on frames of zeros and ones."""
+    from papers.tera import gallery
+    from papers.tera.alteration import Altered
+
+    clip = torch.zeros(10, 80)
+    clip[:, 40:] = 1.0
+    mask = torch.zeros(1, 10, 80, dtype=torch.bool)
+    mask[:, 2:4] = True
+
+    def alter(features, lengths, policy):
+        assert (policy.time, policy.frequency, lengths.tolist()) == (0.15, 0.2, [10])
+        return Altered(features.masked_fill(mask, 0.5), features, mask, lengths)
+
+    monkeypatch.setattr(gallery, "alter", alter)
+    item = gallery._item(lambda x: torch.full_like(x, 7.0), clip, 1)
+    clean, altered, restored = (pixels(picture.png).astype(int) for picture in item.pictures)
+    assert clean.shape == (80, 10)
+    assert (clean[:40] == 255).all(), "high bands at the top"
+    assert (clean[40:] == 0).all()
+    assert (altered[:, 2:4] == 128).all()
+    assert (restored[:, 2:4] == 255).all()
+    assert (restored[:, 4:] == clean[:, 4:]).all()
+    assert "20 % of the entries" in item.caption
+    assert "0.50 after the alteration and 6.50 as" in item.caption
+
+
+@pytest.mark.parametrize("paper", ["sigma", "tera"])
+def test_galleries_are_made_of_a_trained_model(paper, tmp_path, monkeypatch):
+    import importlib
+
+    module = importlib.import_module(f"papers.{paper}.gallery")
+    for name, value in {"STEPS": 2, "CLIPS": 20, "BATCH": 4, "SHOWN": 2}.items():
+        monkeypatch.setattr(module, name, value)
+    made = module.gallery(tmp_path)
+    assert len(made.items) == 2
+    assert "after 2 steps of 4 " in made.trained
+    assert made == module.gallery(tmp_path / "again")
