@@ -7,12 +7,14 @@ mixes two models. At the end the parts are streamed into one file. Nothing that 
 but the names in one folder.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -89,7 +91,7 @@ def embed(
     parts = out.with_name(f"{out.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     outcome, numbers = Outcome(), 0
-    with _bar(total) as advance:
+    with _alone(parts, out), _bar(total) as advance:
         inputs = walk(folder, kind)
         while chosen := list(islice(inputs, part_size)):
             file = parts / f"part-{numbers:05d}.parquet"
@@ -104,8 +106,8 @@ def embed(
             bad = _about(table)["bad"]
             outcome.rows, outcome.bad, numbers = outcome.rows + table.num_rows, outcome.bad + len(bad), numbers + 1
             outcome.first_error = outcome.first_error or (bad[0]["error"] if bad else "")
-    _join(parts, numbers, out, {"paper": slug, "model": model_key, "rows": outcome.rows, "bad": outcome.bad})
-    shutil.rmtree(parts)
+        _join(parts, numbers, out, {"paper": slug, "model": model_key, "rows": outcome.rows, "bad": outcome.bad})
+        shutil.rmtree(parts)
     return outcome
 
 
@@ -163,6 +165,17 @@ def _input(path: Path, root: Path) -> Input:
     problem = "" if stat.S_ISREG(facts.st_mode) else "is no file"
     problem = problem or ("" if facts.st_size else "is empty")
     return Input(name, f"{facts.st_size} {facts.st_mtime_ns}", problem)
+
+
+@contextmanager
+def _alone(parts: Path, out: Path) -> Iterator[None]:
+    """Holds a lock in the folder of parts, which ends with the process. EncoreError when another process holds it."""
+    with (parts / "lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EncoreError(f"{out}: another encore embed is writing it; wait for it, or change --out") from error
+        yield
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -233,6 +235,23 @@ def test_what_is_there_stays_without_force(model, images, tmp_path):
     with pytest.raises(EncoreError, match="--device nowhere"):
         run(model, images[0], tmp_path / "new.parquet", device="nowhere")
     assert not (tmp_path / "new.parquet").exists()
+
+
+def test_two_runs_on_one_output_do_not_mix(model, images, tmp_path):
+    folder, _ = images
+    out = tmp_path / "features.parquet"
+    parts = out.with_name("features.parquet.parts")
+    parts.mkdir()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, parts / "lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(EncoreError, match=r"features\.parquet: another encore embed is writing it"):
+            run(model, folder, out)
+        assert not out.exists()
+        other.communicate("\n")
+    assert run(model, folder, out).rows
+    assert not parts.exists()
 
 
 def test_no_more_than_a_batch_of_decoded_images_is_alive(model, images, tmp_path, monkeypatch):
