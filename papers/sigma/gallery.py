@@ -1,4 +1,4 @@
-"""Gallery: moving digits with every hidden tube in the colour of its prototype, by phi's features and by Psi's."""
+"""Gallery: moving digits, every hidden tube in the colour of a prototype: the one assigned, and the one predicted."""
 
 import colorsys
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.gallery import Gallery, Picture, Pictures, png
 from common.training.run import Run, fit
+from papers.sigma.assignment import assign
 from papers.sigma.model import sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining
 from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
@@ -17,18 +18,24 @@ from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import Grid
 
 STEPS, CLIPS, BATCH, SHOWN = 300, 4000, 32, 3
+ASSIGNED = 64  # test clips whose tubes are assigned together
 TINT = 0.6  # share of the prototype's colour in a hidden pixel
 
 
 def gallery(folder: Path, seed: int = 0) -> Gallery:
-    """Clips of the test digits: as they are, and with the nearest prototypes of both branches."""
+    """Clips of the test digits: as they are, with the prototypes that phi is assigned, and with those Psi predicts."""
     L.seed_everything(seed, verbose=False)
     module = Pretraining(sigma_tiny_patch8_32(), lr=2e-3, warmup=0.1, std=DIGITS_STD)
     data = DigitsPretraining(train_clips=CLIPS, batch_size=BATCH, decoder="none", seed=seed)
     fit(module, data, run=Run("sigma", "gallery", "sinkhorn", seed, "cpu", folder), max_steps=STEPS)
-    clips = Digits("test", SHOWN)
+    clips = Digits("test", ASSIGNED)
+    video = torch.cat([clips[index]["video"] for index in range(ASSIGNED)])
     L.seed_everything(seed, verbose=False)
-    items = [_item(module, clips[index]["video"], index) for index in range(SHOWN)]
+    hidden, _ = DualMasking(module.model.video.encoder.grid, encoder_ratio=0.75, decoder="none")(ASSIGNED)
+    targets, predicted = codes(module, video, hidden)
+    frames = (video[:, 0] * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1)
+    grid = module.model.video.encoder.grid
+    items = [_item(frames[i], hidden[i], targets[i], predicted[i], grid, i) for i in range(SHOWN)]
     trained = (
         f"A tiny SIGMA (8 frames of 32 x 32, tubes of 2 x 8 x 8, a trained MLP as projection network, "
         f"{len(module.model.prototypes.weight)} prototypes) after {STEPS} steps of {BATCH} clips of moving digits, "
@@ -38,25 +45,32 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
 
 
 @torch.no_grad()
-def _item(module: Pretraining, video: Tensor, index: int) -> Pictures:
-    """video: (1, 1, T, H, W), standardised."""
-    encoder = module.model.video.encoder
-    hidden, _ = DualMasking(encoder.grid, encoder_ratio=0.75, decoder="none")(1)
+def codes(module: Pretraining, video: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The prototypes that phi's features are assigned to, and the likeliest by Psi's: (B, M) each, M hidden tubes.
+
+    The assignment shares all hidden tubes of the batch evenly among the prototypes, as in training.
+    """
     x_phi, x_psi = module.features({"video": video, "hidden": hidden})
-    phi, psi = (module.model.prototypes(x, detach=True).argmax(1) for x in (x_phi, x_psi))
-    frames = (video[0, 0] * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1)
+    s_phi, s_psi = (module.model.prototypes(x, detach=True) for x in (x_phi, x_psi))
+    targets = assign(s_phi, eps=module.eps, iterations=module.iterations)
+    return targets.view(len(video), -1), s_psi.argmax(1).view(len(video), -1)
+
+
+def _item(frames: Tensor, hidden: Tensor, targets: Tensor, predicted: Tensor, grid: Grid, index: int) -> Pictures:
+    """frames: (T, H, W) grey; hidden: (N,) bool; targets, predicted: (M,) prototypes of the hidden tubes."""
     strips = {
         "original": repeat(frames, "t h w -> t h w c", c=3),
-        "by the tube's own pixels": _tinted(frames, hidden[0], phi, encoder.grid),
-        "predicted from the rest": _tinted(frames, hidden[0], psi, encoder.grid),
+        "assigned": _tinted(frames, hidden, targets, grid),
+        "predicted": _tinted(frames, hidden, predicted, grid),
     }
-    same = int((phi == psi).sum())
+    same = int((targets == predicted).sum())
     return Pictures(
         title=f"Moving digits, clip {index + 1}",
-        caption="Every second frame of the clip. A hidden tube has the colour of its nearest prototype: in the second "
-        "row of what the projection network makes of its pixels, in the third of what the video model predicts from "
-        f"the visible (grey) tubes. The two agree for {same} of {len(phi)} hidden tubes; {len(phi.unique())} "
-        f"prototypes appear in the second row and {len(psi.unique())} in the third.",
+        caption="Every second frame of the clip. A hidden tube has the colour of a prototype: in the second row of the "
+        f"one it is assigned by its own pixels, when the hidden tubes of {ASSIGNED} clips are shared evenly among all "
+        "prototypes; in the third of the one that the video model predicts from the visible (grey) tubes. The two "
+        f"agree for {same} of {len(targets)} hidden tubes; {len(targets.unique())} prototypes appear in the second row "
+        f"and {len(predicted.unique())} in the third.",
         pictures=[
             Picture(label=f"{name}, frame {2 * time + 1}", png=png(frame.numpy()))
             for name, strip in strips.items()
@@ -65,10 +79,10 @@ def _item(module: Pretraining, video: Tensor, index: int) -> Pictures:
     )
 
 
-def _tinted(frames: Tensor, hidden: Tensor, codes: Tensor, grid: Grid) -> Tensor:
-    """frames: (T, H, W) grey; hidden: (N,) bool; codes: (M,) the prototype of each hidden tube -> (T, H, W, 3)."""
+def _tinted(frames: Tensor, hidden: Tensor, chosen: Tensor, grid: Grid) -> Tensor:
+    """frames: (T, H, W) grey; hidden: (N,) bool; chosen: (M,) the prototype of each hidden tube -> (T, H, W, 3)."""
     paint = torch.zeros(len(hidden), 4)
-    paint[hidden] = torch.tensor([[*_colour(int(code)), 1.0] for code in codes])
+    paint[hidden] = torch.tensor([[*_colour(int(code)), 1.0] for code in chosen])
     slots, height, width = grid
     t, h, w = (size // tubes for size, tubes in zip(frames.shape, grid))
     paint = paint.view(slots, height, width, 4)

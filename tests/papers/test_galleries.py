@@ -154,36 +154,50 @@ def test_restored_text_is_shown_with_its_masks(tmp_path, monkeypatch):
 
 
 def test_hidden_tubes_alone_wear_the_colour_of_their_prototype():
-    """phi and Psi that know each tube's number: both rows are equal, and Psi's is what the mask hides."""
     from papers.sigma import gallery
-    from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits
 
-    video = Digits("test", 1)[0]["video"]
-    maps = []
-
-    def features(batch):
-        maps.append(batch["hidden"][0])
-        numbers = batch["hidden"][0].nonzero().float()
-        return numbers, torch.where(numbers > 32, 0.0, numbers)
-
-    prototypes = lambda x, detach: torch.nn.functional.one_hot(x[:, 0].long(), 64)  # noqa: E731
-    encoder = SimpleNamespace(grid=(4, 4, 4))
-    module = SimpleNamespace(features=features, model=SimpleNamespace(video=SimpleNamespace(encoder=encoder)))
-    module.model.prototypes = prototypes
-    torch.manual_seed(0)
-    item = gallery._item(module, video, 0)
+    frames = torch.rand(8, 32, 32)
+    hidden = torch.zeros(64, dtype=torch.bool)
+    hidden[torch.tensor([1, 7, 40, 63])] = True
+    numbers = hidden.nonzero()[:, 0]
+    item = gallery._item(frames, hidden, numbers, torch.tensor([1, 7, 0, 0]), (4, 4, 4), 0)
     shown = [pixels(picture.png).astype(float) / 255 for picture in item.pictures]
-    frames = (video * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1)[0, 0, ::2].numpy()
-    hidden = maps[0].view(4, 4, 4)
-    assert f"agree for {int(maps[0][:33].sum())} of 48 hidden tubes" in item.caption
-    assert item.pictures[4].label == "by the tube's own pixels, frame 1"
+    assert "agree for 2 of 4 hidden tubes; 4 prototypes appear in the second row and 3 in the third" in item.caption
+    assert [item.pictures[i].label for i in (0, 5, 11)] == [
+        "original, frame 1",
+        "assigned, frame 3",
+        "predicted, frame 7",
+    ]
     for time, row, column in np.ndindex(4, 4, 4):
         part = np.s_[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-        grey = frames[time][part][..., None]
-        expected = grey
-        if hidden[time, row, column]:
-            expected = 0.4 * grey + 0.6 * np.array(gallery._colour(16 * time + 4 * row + column))
+        tube = 16 * time + 4 * row + column
+        expected = grey = frames[2 * time][part].numpy()[..., None]
+        if hidden[tube]:
+            expected = 0.4 * grey + 0.6 * np.array(gallery._colour(tube))
         assert np.abs(shown[4 + time][part] - expected).max() < 0.01
+        assert np.abs(shown[time][part] - grey).max() < 0.01
+
+
+def test_codes_are_what_the_loss_compares():
+    from papers.sigma import gallery
+    from papers.sigma.assignment import assign
+    from papers.sigma.model import sigma_tiny_patch8_32
+    from papers.sigma.module import Pretraining
+    from papers.videomae_v2.masking import DualMasking
+
+    torch.manual_seed(0)
+    module = Pretraining(sigma_tiny_patch8_32(num_prototypes=8), lr=1e-3)
+    video = torch.rand(4, 1, 8, 32, 32)
+    hidden, _ = DualMasking((4, 4, 4), encoder_ratio=0.75, decoder="none")(4)
+    targets, predicted = gallery.codes(module, video, hidden)
+    with torch.no_grad():
+        x_phi, x_psi = module.features({"video": video, "hidden": hidden})
+        expected = assign(module.model.prototypes(x_phi, detach=True), eps=0.05, hard=True)
+    assert targets.shape == predicted.shape == (4, 48)
+    assert (expected.view(4, 48) == targets).all()
+    assert len(targets.unique()) > 4, "shared among the prototypes"
+    nearest = module.model.prototypes(x_psi, detach=True).view(4, 48, 8).argmax(2)
+    assert (nearest == predicted).all()
 
 
 def test_only_altered_frames_are_restored(monkeypatch):

@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from common.data import tables
+from common.data.sounds import SoundClips
 from common.errors import EncoreError
 from papers.tera import corpora, data, downstream, features
 from papers.tera.corpora import PHONES, SPEAKERS, TEXTS, fold_phones, held_out, phone_labels
@@ -307,6 +308,17 @@ def test_generated_sounds_are_split_and_validated_in_the_same_way_every_time():
     first, again = next(iter(module.val_dataloader())), next(iter(module.val_dataloader()))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert first["inputs"].shape == (2, 101, 80)
+
+
+def test_every_class_of_generated_sounds_is_trained_on_and_held_out(monkeypatch):
+    monkeypatch.setattr("papers.tera.data.extract", lambda waveform, kind: waveform[:100, None])
+    module = InMemory("sounds", num_clips=50, batch_size=2)
+    module.setup()
+    clips = SoundClips(50, seconds=1.0, sample_rate=16000)
+    for part, each in ((module.train_set, 4), (module.val_set, 1)):
+        inside = [clip for i in range(len(part)) for clip in part[i]]
+        classes = [label for wave, label in clips if any(torch.equal(wave[:100, None], clip) for clip in inside)]
+        assert sorted(classes) == sorted(list(range(10)) * each)
 
 
 @requires_mirror("emodb")
