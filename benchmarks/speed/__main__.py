@@ -4,9 +4,9 @@ For every model with a public peer at equal weights: a training step and an infe
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
 process of its own. Both train with fused AdamW and keep freed memory (in_backward.keep_freed_memory). Ours spares
 memory by two options that leave the same weights: at base size it does not keep what its activations give
-(common.layers.lean), and where a pair says so it updates inside the backward pass (common.training.in_backward). Under
---compile neither is used and memory is not measured. Then the share of this machine's matrix-product rate that our step
-reaches, the papers' own efficiency claims as ratios, and how the cost of a step grows.
+(common.layers.lean), and it updates inside the backward pass (common.training.in_backward). Under --compile neither is
+used and memory is not measured. Then the share of this machine's matrix-product rate that our step reaches, the papers'
+own efficiency claims as ratios, and how the cost of a step grows.
 """
 
 import argparse
@@ -69,12 +69,13 @@ def subject(name: str, side: Side, folder: Path, size: Size, setting: Setting = 
     with setting.device:
         made = PAIRS[name](side, folder, size)
     made.model.to(setting.device)
-    if side == "ours" and size == "base" and not setting.compiled:
-        keep_less(made.model)
+    if side == "ours" and not setting.compiled:
+        made.in_backward = True
+        if size == "base":
+            keep_less(made.model)
     if setting.dtype == torch.bfloat16:
         made.in_bfloat16(setting.device)
     if setting.compiled:
-        made.in_backward = False
         made.loss, made.infer = torch.compile(made.loss), torch.compile(made.infer)
     return made
 

@@ -1,5 +1,6 @@
 """Clocks and memory: paired step times, peak resident memory, this machine's matrix-product rate, fitted exponents."""
 
+import ctypes
 import math
 import statistics
 import subprocess
@@ -57,9 +58,14 @@ def peak_memory(arguments: Sequence[str]) -> int:
 
 
 class Resident:
-    """Peak growth of this process's resident set since it was made (Linux)."""
+    """Peak growth of this process's resident set since it was made (Linux).
+
+    What was freed before goes back to the system first, or later use of it would be no growth.
+    """
 
     def __init__(self) -> None:
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
         self.before = self._status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
 

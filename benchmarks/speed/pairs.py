@@ -74,7 +74,7 @@ def vit(side: Side, folder: Path, size: Size) -> Subject:
     if side == "ours":
         model: Any = _our_vit(sizes, classes)
         load_hub_vit(model, folder)
-        return Subject(model, lambda: F.cross_entropy(model(images), labels), lambda: model(images), in_backward=True)
+        return Subject(model, lambda: F.cross_entropy(model(images), labels), lambda: model(images))
     config = ViTConfig(
         image_size=sizes["image_size"], patch_size=sizes["patch_size"], hidden_size=sizes["dim"],
         num_hidden_layers=sizes["depth"], num_attention_heads=sizes["num_heads"], intermediate_size=4 * sizes["dim"],
@@ -144,7 +144,6 @@ def clip(side: Side, folder: Path, size: Size) -> Subject:
             model,
             lambda: info_nce(model.encode_image(images), model.encode_text(tokens), model.scale),
             lambda: torch.cat([model.encode_image(images), model.encode_text(tokens)]),
-            in_backward=True,
         )
     config: Any = CLIPConfig()
     if not base:
@@ -187,7 +186,7 @@ def bart(side: Side, folder: Path, size: Size) -> Subject:
             encoded, wanted = Packing(source != 1), Packing(target != 1)
             return model.decode_rows(inputs, wanted, model.encode_rows(source, encoded), encoded)
 
-        return Subject(model, lambda: model.loss(source, target), states, in_backward=True)
+        return Subject(model, lambda: model.loss(source, target), states)
     width, depth, heads = (768, 6, 12) if base else (96, 2, 4)
     config = BartConfig(
         vocab_size=vocab, d_model=width, encoder_layers=depth, decoder_layers=depth, encoder_attention_heads=heads,
@@ -229,7 +228,6 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
             model,
             lambda: packed_loss(model, tokens, labels, valid),
             lambda: packed_states(model.bert, tokens, Packing(valid)),
-            in_backward=True,
         )
     width, depth, heads = (768, 12, 12) if base else (96, 2, 4)
     config = BertConfig(
@@ -247,7 +245,7 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
 
 def videomae(side: Side, folder: Path, size: Size) -> Subject:
     """VideoMAE-B's pre-training at 16 x 224 x 224 without decoder mask (what the public class does); small:
-    8 x 32 x 32, width 64. Inference: the reconstruction. Ours updates after the backward pass."""
+    8 x 32 x 32, width 64. Inference: the reconstruction."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     from papers.videomae_v2.interop import from_hub
