@@ -186,7 +186,7 @@ def test_codes_are_what_the_loss_compares():
     from papers.videomae_v2.masking import DualMasking
 
     torch.manual_seed(0)
-    module = Pretraining(sigma_tiny_patch8_32(num_prototypes=8), lr=1e-3)
+    module = Pretraining(sigma_tiny_patch8_32(num_prototypes=8), lr=1e-3, std=(0.2,))
     video = torch.rand(4, 1, 8, 32, 32)
     hidden, _ = DualMasking((4, 4, 4), encoder_ratio=0.75, decoder="none")(4)
     targets, predicted = gallery.codes(module, video, hidden)
