@@ -97,6 +97,15 @@ class Gallery(Strict):
     items: Sequence[Item]
 
 
+def film(strips: dict[str, np.ndarray]) -> list[Picture]:
+    """Every second frame of each named clip, (T, H, W) grey or (T, H, W, 3) colour, clip after clip."""
+    return [
+        Picture(label=f"{name}, frame {2 * time + 1}", png=png(frame))
+        for name, strip in strips.items()
+        for time, frame in enumerate(strip[::2])
+    ]
+
+
 def png(pixels: np.ndarray) -> str:
     """(H, W) grey or (H, W, 3) colour, floats in [0, 1] (clipped) or uint8 -> base64 of a PNG."""
     if pixels.dtype != np.uint8:

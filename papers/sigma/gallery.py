@@ -8,9 +8,10 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from common.gallery import Gallery, Picture, Pictures, png
+from common.gallery import Gallery, Pictures, film
 from common.training.run import Run, fit
 from papers.sigma.assignment import assign
+from papers.sigma.claims import OPTIONS
 from papers.sigma.model import sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining
 from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
@@ -25,16 +26,16 @@ TINT = 0.6  # share of the prototype's colour in a hidden pixel
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """Clips of the test digits: as they are, with the prototypes that phi is assigned, and with those Psi predicts."""
     L.seed_everything(seed, verbose=False)
-    module = Pretraining(sigma_tiny_patch8_32(), lr=2e-3, warmup=0.1, std=DIGITS_STD)
+    module = Pretraining(sigma_tiny_patch8_32(), **OPTIONS)
     data = DigitsPretraining(train_clips=CLIPS, batch_size=BATCH, decoder="none", seed=seed)
     fit(module, data, run=Run("sigma", "gallery", "sinkhorn", seed, "cpu", folder), max_steps=STEPS)
     clips = Digits("test", ASSIGNED)
     video = torch.cat([clips[index]["video"] for index in range(ASSIGNED)])
     L.seed_everything(seed, verbose=False)
-    hidden, _ = DualMasking(module.model.video.encoder.grid, encoder_ratio=0.75, decoder="none")(ASSIGNED)
+    grid = module.model.video.encoder.grid
+    hidden, _ = DualMasking(grid, encoder_ratio=0.75, decoder="none")(ASSIGNED)
     targets, predicted = codes(module, video, hidden)
     frames = (video[:, 0] * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1)
-    grid = module.model.video.encoder.grid
     items = [_item(frames[i], hidden[i], targets[i], predicted[i], grid, i) for i in range(SHOWN)]
     trained = (
         f"A tiny SIGMA (8 frames of 32 x 32, tubes of 2 x 8 x 8, a trained MLP as projection network, "
@@ -71,11 +72,7 @@ def _item(frames: Tensor, hidden: Tensor, targets: Tensor, predicted: Tensor, gr
         "prototypes; in the third of the one that the video model predicts from the visible (grey) tubes. The two "
         f"agree for {same} of {len(targets)} hidden tubes; {len(targets.unique())} prototypes appear in the second row "
         f"and {len(predicted.unique())} in the third.",
-        pictures=[
-            Picture(label=f"{name}, frame {2 * time + 1}", png=png(frame.numpy()))
-            for name, strip in strips.items()
-            for time, frame in enumerate(strip[::2])
-        ],
+        pictures=film({name: strip.numpy() for name, strip in strips.items()}),
     )
 
 

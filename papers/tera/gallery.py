@@ -10,18 +10,19 @@ from torch import Tensor
 from common.gallery import Gallery, Picture, Pictures, png
 from common.training.run import Run, fit
 from papers.tera.alteration import Altered, alter, named_policy
+from papers.tera.claims import PLANS
 from papers.tera.data import InMemory
 from papers.tera.model import TERA, reconstruction_loss
 from papers.tera.module import PretrainModule
 
-ENCODER = {"dim": 96, "depth": 2, "num_heads": 4, "mlp_dim": 384, "init_std": 0.057}
+PLAN = PLANS["cpu"]
 STEPS, CLIPS, BATCH, SHOWN = 600, 200, 8, 3
 
 
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """Held-out sounds: clean, altered, restored."""
     L.seed_everything(seed, verbose=False)
-    module = PretrainModule(encoder=ENCODER, lr=1e-3, total_steps=STEPS)
+    module = PretrainModule(encoder=PLAN.encoder, lr=PLAN.lr, total_steps=STEPS)
     data = InMemory("sounds", num_clips=CLIPS, batch_size=BATCH, seed=seed)
     run = Run("tera", "gallery", "T-F-M", seed, "cpu", folder)
     fit(module, data, run=run, max_steps=STEPS, gradient_clip_val=5.0, limit_val_batches=0)
@@ -32,7 +33,7 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
     torch.manual_seed(seed)
     items = [_item(module.model, clip, index) for index, clip in enumerate(clips)]
     trained = (
-        f"A small TERA (width {ENCODER['dim']}, {ENCODER['depth']} layers) after {STEPS} steps of {BATCH} generated "
+        f"A small TERA (width {PLAN.dim}, {PLAN.depth} layers) after {STEPS} steps of {BATCH} generated "
         f"sounds of a second, all three alterations on, {CLIPS - CLIPS // 5} sounds in all."
     )
     return Gallery(trained=trained, items=items)

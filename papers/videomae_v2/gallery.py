@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from common.gallery import Gallery, Picture, Pictures, png
+from common.gallery import Gallery, Pictures, film
 from common.training.run import Run, fit
 from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
 from papers.videomae_v2.masking import DualMasking
@@ -48,16 +48,10 @@ def _item(model: VideoMAE, video: Tensor, index: int) -> Pictures:
     error = (reconstructed - cubes)[hidden].abs().mean().item()
     return Pictures(
         title=f"Moving digits, clip {index + 1}",
-        caption="Every second frame of the clip. Grey cubes are hidden from the encoder. Predictions are scaled "
-        "with the "
-        f"mean and deviation of the true cube, which the target leaves out; their mean absolute error is "
-        f"{error:.3f} of the "
-        "range from black to white.",
-        pictures=[
-            Picture(label=f"{name}, frame {2 * time + 1}", png=png(frame.numpy()))
-            for name, strip in strips.items()
-            for time, frame in enumerate(_frames(strip, model.encoder.grid)[::2])
-        ],
+        caption="Every second frame of the clip. Grey cubes are hidden from the encoder. Predictions are scaled with "
+        "the mean and deviation of the true cube, which the target leaves out; their mean absolute error is "
+        f"{error:.3f} of the range from black to white.",
+        pictures=film({name: _frames(strip, model.encoder.grid).numpy() for name, strip in strips.items()}),
     )
 
 
