@@ -1,6 +1,7 @@
 """Fully sharded data parallelism (FSDP2) of any LightningModule: what `--trainer.strategy fsdp` is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 STAGES = ("validation", "test", "predict")
-SEE_WHOLE_WEIGHTS = (  # all other hooks, the optimizer's among them, see the shards
+SEE_WHOLE_WEIGHTS = (  # all other hooks but on_train_end, the optimizer's among them, see the shards
     "training_step",
     *(f"{stage}_step" for stage in STAGES),
     *(f"on_{stage}_{when}" for stage in STAGES for when in ("start", "epoch_start", "epoch_end", "end")),
@@ -73,7 +74,32 @@ def shard(module: L.LightningModule, mesh: DeviceMesh, device: torch.device) -> 
     for name in SEE_WHOLE_WEIGHTS:
         if is_overridden(name, module, L.LightningModule):
             register_fsdp_forward_method(module, name)
+    if is_overridden("on_train_end", module, L.LightningModule):  # where encoders are exported
+        vars(module)["on_train_end"] = seeing_all_weights(module, module.on_train_end)
     return shards[module]
+
+
+def seeing_all_weights(module: nn.Module, hook: Callable[[], None]) -> Callable[[], None]:
+    """The hook, called by all processes, with every parameter a plain whole tensor meanwhile."""
+
+    @wraps(hook)
+    def seeing() -> None:
+        shards: list[tuple[nn.Module, str, Any]] = [
+            (part, name, p)
+            for part in module.modules()
+            for name, p in part._parameters.items()
+            if isinstance(p, DTensor)
+        ]
+        whole = {p: nn.Parameter(p.full_tensor(), p.requires_grad) for *_, p in shards}
+        try:
+            for part, name, p in shards:
+                part._parameters[name] = whole[p]
+            hook()
+        finally:
+            for part, name, p in shards:
+                part._parameters[name] = p
+
+    return seeing
 
 
 def sharded_like(value: Tensor, parameter: DTensor) -> DTensor:
@@ -99,7 +125,7 @@ class FullySharded(ModelParallelStrategy):
 
     The losses are those of DDP: gradients are averaged, and the buffers of the first process hold for all. A checkpoint
     is the one file that a single process writes; either continues the other's. What reads the weights of a layer
-    outside of its forward gets an error.
+    outside of its forward gets an error, except in `on_train_end`, where all weights are whole on every process.
     """
 
     def __init__(self) -> None:

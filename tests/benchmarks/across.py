@@ -31,6 +31,7 @@ STEPS, KEPT = 5, 3  # how many, and after which there is a checkpoint
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 BATCHES = {"pointer_networks": 64, "clip": 16, "bart": 16, "videomae_v2": 16, "beats": 16}
 CORNERS = "corners"
+EXPORTED = "exported.pt"
 CONTINUED = ("clip", CORNERS)  # by sharded processes
 OVERRIDES = {  # sets of one size: the mean over tokens of each half is then the mean over all
     "pointer_networks": ["--data.problem", "tsp", "--data.min_points", "6", "--model.lr", "0.05"],
@@ -80,6 +81,10 @@ class Corners(L.LightningModule):
         for layer in self.layers:
             x = layer(x)
         return (self.scale * self.write(x) @ self.directions.T - 1).square().mean()
+
+    def on_train_end(self) -> None:
+        if self.trainer.is_global_zero:
+            torch.save(self.state_dict(), Path(self.trainer.default_root_dir) / EXPORTED)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)

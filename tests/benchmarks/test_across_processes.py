@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import paths
-from tests.benchmarks.across import BATCHES, CONTINUED, CORNERS, KEPT, STEPS
+from tests.benchmarks.across import BATCHES, CONTINUED, CORNERS, EXPORTED, KEPT, STEPS
 
 ALONE = [sys.executable, "-m", "tests.benchmarks.across"]
 TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *ALONE[1:]]
@@ -107,6 +107,16 @@ def test_what_cannot_be_sharded_trains_as_with_ddp(runs):
         ours, theirs = (record(runs, CORNERS, strategy, rank)["losses"] for strategy in ("fsdp", "ddp"))
         assert ours == pytest.approx(theirs, rel=2e-6)
     ours, theirs = (checkpoint(runs, CORNERS, strategy)["state_dict"] for strategy in ("fsdp", "ddp"))
+    for name, value in theirs.items():
+        assert distance({name: ours[name]}, {name: value}) < 2e-6, name
+
+
+def test_the_end_of_training_sees_whole_weights_on_the_first_process(runs):
+    """Where encoders are exported; layers too, which are whole during their own forward only."""
+    torch = pytest.importorskip("torch")
+    ours, theirs = (
+        torch.load(runs / f"{CORNERS}-{strategy}" / EXPORTED, weights_only=True) for strategy in ("fsdp", "ddp")
+    )
     for name, value in theirs.items():
         assert distance({name: ours[name]}, {name: value}) < 2e-6, name
 
