@@ -32,6 +32,9 @@ from papers.videomae_v2.module import FineTuning, Pretraining, multi_view_accura
 DECODER = {"encoder_only": "none", "dual": "running_cell", "dual_equal_cost": "running_cell", "random": "random"}
 
 
+LR = 2e-3  # of pre-training
+
+
 @dataclass(frozen=True)
 class Plan:
     """Optimizer steps, batch sizes and numbers of clips of a scale; fine-tuning is repeated on other labelled clips."""
@@ -47,7 +50,7 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(4, 64, 2, 3, 40, 20, batch_size=8),
-    "cpu": Plan(700, 4000, 4, 40, 96, 500),
+    "cpu": Plan(2000, 4000, 4, 40, 96, 500),
     "gpu": Plan(8000, 40000, 4, 200, 96, 2000, batch_size=64),
 }
 
@@ -87,7 +90,7 @@ def pretrain(run: Run, plan: Plan, model: VideoMAE) -> dict[str, float]:
     steps = plan.pretraining_steps
     if run.arm == "dual_equal_cost":
         steps = round(steps * gflops["encoder_only"] / gflops["dual"])
-    module = Pretraining(model, lr=5e-3, std=DIGITS_STD)
+    module = Pretraining(model, lr=LR, std=DIGITS_STD)
     fit(module, data, run=run, name="pretraining", max_steps=steps)
     return {
         "pretraining_steps": float(steps),
