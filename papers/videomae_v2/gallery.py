@@ -30,7 +30,8 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
     items = [_item(module.model, clips[index]["video"], index) for index in range(SHOWN)]
     trained = (
         f"A tiny VideoMAE V2 (8 frames of 32 x 32, cubes of 2 x 8 x 8) after {PLAN.pretraining_steps} steps of "
-        f"{PLAN.batch_size} clips of moving digits, 75 % of the cubes hidden from the encoder and half decoded in training."
+        f"{PLAN.batch_size} clips of moving digits, 75 % of the cubes hidden from the encoder and "
+        "half decoded in training."
     )
     return Gallery(trained=trained, items=items)
 
