@@ -1,8 +1,8 @@
 """The arms of the claims: tiny encoders pre-trained on Cranfield's abstracts with one, two or all three losses.
 
-The arms of a claim share data, vocabulary, model, optimizer (but for its rate) and, for one seed, the initial weights. They spend the same
-time on one core: the cheaper the losses, the more steps (`Recipe.steps`). Queries and judgements are used for
-evaluation alone.
+The arms of a claim share data, vocabulary, model, optimizer (but for its rate) and, for one seed, the initial weights.
+They spend the same time on one core: the cheaper the losses, the more steps (`Recipe.steps`). Queries and judgements
+are used for evaluation alone.
 """
 
 from collections.abc import Sequence
