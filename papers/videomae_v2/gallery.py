@@ -8,12 +8,11 @@ from einops import rearrange
 from torch import Tensor
 
 from common.gallery import Gallery, Pictures, film
-from common.training.run import Run, fit
-from papers.videomae_v2.claims import LR, PLANS
-from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
+from common.training.run import Run
+from papers.videomae_v2.claims import PLANS, pretrain
+from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import VideoMAE, pretrain_videomae_tiny_patch8_32
-from papers.videomae_v2.module import Pretraining
 
 PLAN, SHOWN = PLANS["cpu"], 3
 
@@ -21,13 +20,11 @@ PLAN, SHOWN = PLANS["cpu"], 3
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """Clips of the test digits: original, masked, reconstructed, one frame of every pair."""
     L.seed_everything(seed, verbose=False)
-    module = Pretraining(pretrain_videomae_tiny_patch8_32(), lr=LR, std=DIGITS_STD)
-    data = DigitsPretraining(train_clips=PLAN.pretraining_clips, batch_size=PLAN.batch_size, seed=seed)
-    run = Run("videomae_v2", "gallery", "dual", seed, "cpu", folder)
-    fit(module, data, run=run, max_steps=PLAN.pretraining_steps)
+    model = pretrain_videomae_tiny_patch8_32()
+    pretrain(Run("videomae_v2", "gallery", "dual", seed, "cpu", folder), PLAN, model)
     clips = Digits("test", SHOWN)
     L.seed_everything(seed, verbose=False)
-    items = [_item(module.model, clips[index]["video"], index) for index in range(SHOWN)]
+    items = [_item(model, clips[index]["video"], index) for index in range(SHOWN)]
     trained = (
         f"A tiny VideoMAE V2 (8 frames of 32 x 32, cubes of 2 x 8 x 8) after {PLAN.pretraining_steps} steps of "
         f"{PLAN.batch_size} clips of moving digits, 75 % of the cubes hidden from the encoder and "
