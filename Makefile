@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ENCORE := $(BIN)/encore
 PAPERS := $(if $(PAPER),$(PAPER),pointer_networks)
-TESTS := $(if $(PAPER),$(wildcard tests/papers/test_$(PAPER)*.py),tests)
+TESTS := $(if $(PAPER),tests/papers/$(PAPER),tests)
 
 .DEFAULT_GOAL := help
 EXTRA := .venv/.extra-
@@ -62,7 +62,7 @@ facts: $(READY) ## every published figure that needs no training, computed on th
 	@$(ENCORE) facts $(PAPER)
 
 regress: $(READY) ## smoke loss trajectories against the committed ones, and the facts
-	@$(BIN)/python -m benchmarks.regress $(if $(PAPER),--paper $(PAPER))
+	@$(BIN)/python -m benchmarks.run.regress $(if $(PAPER),--paper $(PAPER))
 
 report: $(READY) ## a static site of everything, into reports/
 	@$(ENCORE) report

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks import paths, remembered
-from benchmarks.choices import DEFAULT_PAPER, ENGINES, SCALES, pick
+from benchmarks.history import remembered
+from benchmarks.paper import paths
+from benchmarks.paper.choices import DEFAULT_PAPER, ENGINES, SCALES, pick
 from common.errors import EncoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from benchmarks.schema import Paper
-    from benchmarks.standing import Standing
+    from benchmarks.paper.schema import Paper
+    from benchmarks.run.standing import Standing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,8 +75,8 @@ def show(paper: PaperName, as_json: AsJson = False) -> None:
 @app.command()
 def facts(paper: PapersName = "all", as_json: AsJson = False) -> None:
     """Build every published size on the meta device and compare its figures with the paper's."""
-    from benchmarks import catalog
-    from benchmarks.facts import compute
+    from benchmarks.paper import catalog
+    from benchmarks.paper.facts import compute
 
     out: list[dict[str, Any]] = []
     wrong: list[str] = []
@@ -89,7 +90,7 @@ def facts(paper: PapersName = "all", as_json: AsJson = False) -> None:
         keys = ("id", "quantity", "reported", "computed", "verdict")
         out += [{"paper": each.slug, **{key: getattr(fact, key) for key in keys}} for fact in results]
         if not as_json:
-            from benchmarks.table import console, facts_table
+            from benchmarks.run.table import console, facts_table
 
             console().print(facts_table(each.slug, results))
     if as_json:
@@ -125,14 +126,14 @@ def reproduce(
     pick(engine, dict.fromkeys(ENGINES), "engine")
     if as_json and not plan:
         raise EncoreError("--json goes with --plan; results as JSON: encore show PAPER --json")
-    from benchmarks import catalog
+    from benchmarks.paper import catalog
 
     papers = catalog.select(paper)
     if scale == "paper":
         return _print_recipes(papers)
-    from benchmarks.plan import duration
-    from benchmarks.reproduce import reproduce as run
-    from benchmarks.reproduce import show_plan
+    from benchmarks.run.plan import duration
+    from benchmarks.run.reproduce import reproduce as run
+    from benchmarks.run.reproduce import show_plan
 
     choice: dict[str, Any] = {
         **{"scale": scale, "only": claim, "measurements": measurements, "seeds": _seeds(seeds)},
@@ -152,7 +153,7 @@ def train(
 ) -> None:
     """Start the train script of a paper; further arguments go to it (--trainer.max_steps 100, --ckpt_path last)."""
     pick(scale, dict.fromkeys(SCALES), "scale")
-    from benchmarks import catalog
+    from benchmarks.paper import catalog
 
     loaded = catalog.load_one(paper)
     file = _config(loaded, scale, config)
@@ -173,7 +174,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="replace an earlier export there")] = False,
 ) -> None:
     """Write a trained model in the public hub's format: model.safetensors, config.json, README.md."""
-    from benchmarks.export import export as write
+    from benchmarks.tools.export import export as write
 
     print(write(paper, checkpoint, out, config, force))
 
@@ -195,8 +196,8 @@ def embed(
     given = {kind: folder for kind, folder in (("images", images), ("audio", audio), ("videos", videos)) if folder}
     if len(given) != 1:
         raise EncoreError("give one of --images, --audio and --videos")
-    from benchmarks.embed import embed as write
-    from benchmarks.embed import errors_file
+    from benchmarks.tools.embed import embed as write
+    from benchmarks.tools.embed import errors_file
 
     [(kind, folder)] = given.items()
     done = write(paper, checkpoint, folder, kind, out, config=config, batch_size=batch_size, device=device, force=force)
@@ -213,7 +214,7 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder of the site; default: reports")] = None,
 ) -> None:
     """Write a static site about all papers: an overview and a page for each. It opens from disk, without a network."""
-    from benchmarks.report import write_report
+    from benchmarks.site.report import write_report
 
     print(write_report(out))
 
@@ -221,8 +222,8 @@ def report(
 @app.command()
 def gallery(paper: PapersName) -> None:
     """Train a small model of a paper and keep what makes its method visible in the report."""
-    from benchmarks import catalog
-    from benchmarks.gallery import has_one, make
+    from benchmarks.paper import catalog
+    from benchmarks.site.gallery import has_one, make
 
     for each in catalog.select(paper):
         if paper != "all" or has_one(each):
@@ -236,10 +237,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """What changed between the results of two commits: verdicts, gaps, measurements, facts."""
-    from benchmarks.compare import as_json as compared
-    from benchmarks.compare import changes, print_changes
-    from benchmarks.past import Snapshot
-    from benchmarks.table import console
+    from benchmarks.history.compare import as_json as compared
+    from benchmarks.history.compare import changes, print_changes
+    from benchmarks.history.past import Snapshot
+    from benchmarks.run.table import console
 
     one, other = Snapshot(before), Snapshot(after or None)
     found = changes(one, other)
@@ -262,7 +263,7 @@ def readme(
     check: Annotated[bool, typer.Option("--check", help="change nothing, fail when one is out of date")] = False,
 ) -> None:
     """Bring the generated blocks of README.md and of every paper's README.md up to date."""
-    from benchmarks.readme import update
+    from benchmarks.site.readme import update
 
     changed = update(check)
     for file in changed:
@@ -280,7 +281,7 @@ app.add_typer(data_app, name="data")
 @data_app.command("list")
 def data_list(as_json: AsJson = False) -> None:
     """Every named source: licence, home, and whether its files are here."""
-    from common.data import sources
+    from common import sources
 
     found = [
         {
@@ -296,7 +297,7 @@ def data_list(as_json: AsJson = False) -> None:
         return _print_json(found)
     from rich.table import Table
 
-    from benchmarks.table import console
+    from benchmarks.run.table import console
 
     table = Table("name", "state", "licence", "home", "description")
     for source in found:
@@ -308,7 +309,7 @@ def data_list(as_json: AsJson = False) -> None:
 @data_app.command("fetch")
 def data_fetch(names: Annotated[list[str], typer.Argument(help="names of sources, see `encore data list`")]) -> None:
     """Find or download the files of named sources and verify their checksums."""
-    from common.data import sources
+    from common import sources
 
     for source in [pick(name, {s.name: s for s in sources.all_sources()}, "data source") for name in names]:
         try:
@@ -320,21 +321,21 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="names of sources
 
 
 def _standings(slug: str | None = None) -> "list[Standing]":
-    from benchmarks import catalog
-    from benchmarks.standing import Standing
+    from benchmarks.paper import catalog
+    from benchmarks.run.standing import Standing
 
     return [Standing(paper) for paper in ([catalog.load_one(slug)] if slug else catalog.load_all().values())]
 
 
 def _draw_list(console: "Console") -> None:
-    from benchmarks.table import overview
+    from benchmarks.run.table import overview
 
     standings = _standings()
     console.print(overview(standings) if standings else "no papers yet: see CONTRIBUTING.md")
 
 
 def _draw_show(console: "Console", slug: str) -> None:
-    from benchmarks.table import print_standing
+    from benchmarks.run.table import print_standing
 
     (standing,) = _standings(slug)
     print_standing(standing, console)
@@ -377,7 +378,7 @@ def _config(paper: "Paper", scale: str, name: str) -> Path:
 
 def _print_recipes(papers: "list[Paper]") -> None:
     """The published recipe takes a cluster and days, so it is shown, and started by `encore train`."""
-    from benchmarks.standing import train_command
+    from benchmarks.run.standing import train_command
 
     for paper in papers:
         configs = sorted((paths.room(paper.slug) / "configs").glob("paper*.yaml"))

@@ -14,7 +14,7 @@ from common.training.trainer import build_trainer
 
 def requires_mirror(name: str) -> Any:
     """Marks a test that needs the real data `name`; it is skipped, with the reason, where ENCORE_MIRROR lacks it."""
-    from common.data.sources import available
+    from common.sources import available
 
     reason = f"needs the data source {name!r}: set ENCORE_MIRROR to a folder that holds it"
     skip = pytest.mark.skipif(not (os.environ.get("ENCORE_MIRROR") and available(name)), reason=reason)

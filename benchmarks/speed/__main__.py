@@ -4,7 +4,7 @@ For every model with a public peer at equal weights: a training step and an infe
 taking turns (the median of the rounds' ratios counts), and the peak memory of three training steps, each side in a
 process of its own. Both train with fused AdamW and keep freed memory (in_backward.keep_freed_memory). Ours spares
 memory by two options that leave the same weights: at base size it does not keep what its activations give
-(common.layers.lean), and it updates inside the backward pass (common.training.in_backward). Under --compile neither is
+(common.fast.lean), and it updates inside the backward pass (common.fast.in_backward). Under --compile neither is
 used and memory is not measured. Then the share of this machine's matrix-product rate that our step reaches, the papers'
 own efficiency claims as ratios, and how the cost of a step grows.
 """
@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.files import write_atomic
-from benchmarks.provenance import provenance
+from benchmarks.paper.files import write_atomic
+from benchmarks.run.provenance import provenance
 from benchmarks.speed import ratios, results
 from benchmarks.speed.measure import Paired, Resident, matmul_rate, nominal_rate, paired, peak_memory
 from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
 from common.errors import EncoreError
-from common.layers.lean import keep_less
-from common.training.in_backward import keep_freed_memory
+from common.fast.in_backward import keep_freed_memory
+from common.fast.lean import keep_less
 
 SIDES: tuple[Side, Side] = ("ours", "theirs")
 SIZES: tuple[Size, Size] = ("base", "small")
@@ -121,7 +121,7 @@ def described(function: Callable[..., Any]) -> str:
 
 def _flops(made: Subject) -> int:
     """FLOPs of the products, convolutions and attention of a training step, forward and backward."""
-    from common.training.flops import flop_counter
+    from common.fast.flops import flop_counter
 
     made.model.train()
     with flop_counter() as counter:

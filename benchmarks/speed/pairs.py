@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.training.in_backward import StepInBackward
+from common.fast.in_backward import StepInBackward
 
 Side = Literal["ours", "theirs"]
 Size = Literal["base", "small"]
@@ -23,7 +23,7 @@ Size = Literal["base", "small"]
 class Subject:
     """A model with its training loss and its inference, each on one fixed batch.
 
-    in_backward: every weight is updated as soon as its gradient is there (common.training.in_backward).
+    in_backward: every weight is updated as soon as its gradient is there (common.fast.in_backward).
     """
 
     model: nn.Module
@@ -171,7 +171,7 @@ def bart(side: Side, folder: Path, size: Size) -> Subject:
     96 on 16 to 64 tokens. Inference: the decoder's states at the target's positions, without logits."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from common.layers.packed import Packing
+    from common.fast.packed import Packing
     from papers.bart.interop import load
     from papers.bart.model import shift_right
 
@@ -209,9 +209,9 @@ def bert(side: Side, folder: Path, size: Size) -> Subject:
     48 tokens. Inference: the last states of real tokens."""
     from transformers import BertConfig, BertForMaskedLM
 
+    from common.fast.packed import Packing
     from common.interop.bert import bert_from_hub
     from common.layers.bert import packed_loss, packed_states
-    from common.layers.packed import Packing
     from papers.bart.model import set_dropout
 
     base = size == "base"

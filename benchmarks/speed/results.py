@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from benchmarks import paths
+from benchmarks.paper import paths
 from common.errors import EncoreError
 
 Text = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\P{Cc}*$")]
@@ -31,7 +31,7 @@ class Machine(Form):
 
 
 class Origin(Form):
-    """Where a figure came from (benchmarks.provenance), and on how many threads."""
+    """Where a figure came from (benchmarks.run.provenance), and on how many threads."""
 
     threads: Count
     commit: Text

@@ -1,6 +1,5 @@
 """A training checkpoint as what it says about itself: weights, the module's arguments, the run's configuration."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from common.checksums import file_sha256
 from common.errors import EncoreError
 from common.interop.weights import read_checkpoint
 
@@ -82,12 +82,6 @@ def load_checkpoint(path: str | Path, config: str | Path | None = None) -> Check
         steps=int(content.get("global_step", 0)),
         epochs=int(content.get("epoch", 0)),
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(path: Path, content: dict[str, Any], given: str | Path | None) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import EncoreError
+from common.fast.packed import PackedTransformer, Packing, pack
 from common.layers.init import init_weights
 from common.layers.masks import key_padding_mask
-from common.layers.packed import PackedTransformer, Packing, pack
 from common.layers.transformer import Transformer
 
 EPS = 1e-12
@@ -142,7 +142,7 @@ def packed_states(
     """bert's last states at the layout's places alone, (R, D): padding costs nothing. tokens, segments: (B, N) ids.
 
     read: (Q,) row numbers; given, (Q, D) is returned and the last layer computes no others. bert.blocks is packed
-    (common.layers.packed.pack), which its own forward does not notice.
+    (common.fast.packed.pack), which its own forward does not notice.
     """
     if not isinstance(bert.blocks, PackedTransformer):
         pack(bert.blocks)

@@ -22,11 +22,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from common.errors import EncoreError
+from common.fast.sharded import FullySharded
+from common.fast.throughput import Throughput
 from common.interop import read_checkpoint
 from common.interop.checkpoint import RECORD
 from common.interop.weights import check_fits
-from common.training.sharded import FullySharded
-from common.training.throughput import Throughput
 from common.training.trainer import MetricsCSV, last_checkpoint, standard_callbacks
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.data import sources
-from common.data.tables import read_table
-from common.data.tokenizers import ByteBPE, train_byte_bpe
-from common.training.loader import train_loader
+from common import sources
+from common.formats.tables import read_table
+from common.formats.tokenizers import ByteBPE, train_byte_bpe
+from common.training.loaders import train_loader
 from common.training.run import Run, fit
 from papers.bart.data import (
     Blocks,

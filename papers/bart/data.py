@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data import sources
-from common.data.tables import read_text
-from common.data.tokenizers import ByteBPE, load_byte_bpe, train_byte_bpe
+from common import sources
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.tables import read_text
+from common.formats.tokenizers import ByteBPE, load_byte_bpe, train_byte_bpe
+from common.training.loaders import train_loader
 from papers.bart.model import BOS, EOS, PAD
 from papers.bart.noise import Flags, Noise, Tokens, Vocabulary
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.decoding import beam_search
+from common.eval.decoding import beam_search
 from papers.bart.model import BART, BOS, EOS, PAD, BARTTranslator
 
 

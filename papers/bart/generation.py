@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.tokenizers import load_byte_bpe
 from common.errors import EncoreError
+from common.formats.tokenizers import load_byte_bpe
 from papers.bart.data import Pair, PairBatches, Pairs
 from papers.bart.model import BOS, EOS
 from papers.bart.noise import Tokens

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import EncoreError
+from common.fast.packed import PackedTransformer, Packing
 from common.layers import LayerCache, key_padding_mask
 from common.layers.init import init_weights
-from common.layers.packed import PackedTransformer, Packing
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 POSITION_OFFSET = 2  # the first token uses row 2 of the position table, a relic of fairseq's padding index 1

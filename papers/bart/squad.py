@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.data.tokenizers import ByteBPE, load_byte_bpe
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.tokenizers import ByteBPE, load_byte_bpe
+from common.training.loaders import train_loader
 from papers.bart.data import column, local_dataset, pad
 from papers.bart.interop import load_into
 from papers.bart.model import BOS, EOS, PAD, BARTTokenClassifier, best_span

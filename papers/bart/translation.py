@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.text import SacreBLEUScore
 
-from common.data.tokenizers import ByteBPE, load_byte_bpe
 from common.errors import EncoreError
+from common.formats.tokenizers import ByteBPE, load_byte_bpe
 from papers.bart.data import Pair, PairBatches, column, local_dataset, wrap
 from papers.bart.generate import Decoding, generate
 from papers.bart.interop import load_into

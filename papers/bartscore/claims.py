@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from common.data.tokenizers import ByteBPE, train_byte_bpe
-from common.training.loader import train_loader
+from common.formats.tokenizers import ByteBPE, train_byte_bpe
+from common.training.loaders import train_loader
 from common.training.run import Run, fit
 from papers.bart.data import Blocks, Denoised, Pairs, collate_pairs, noise_vocabulary, wrap
 from papers.bart.noise import Noise

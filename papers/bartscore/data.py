@@ -7,10 +7,10 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from common.data.tables import read_text
-from common.data.tokenizers import ByteBPE, load_byte_bpe, train_byte_bpe
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.tables import read_text
+from common.formats.tokenizers import ByteBPE, load_byte_bpe, train_byte_bpe
+from common.training.loaders import train_loader
 from papers.bart.data import Pairs, collate_pairs
 from papers.bartscore import generated
 from papers.bartscore.judged import Judged, read

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from common.data import sources
-from common.data.tables import read_table
+from common import sources
 from common.errors import EncoreError
+from common.formats.tables import read_table
 from papers.bartscore.text import detokenize
 
 Statistic = Literal["by_document", "pooled", "pearson", "accuracy", "darr", "values"]

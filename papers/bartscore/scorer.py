@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.tokenizers import ByteBPE
 from common.errors import EncoreError
+from common.formats.tokenizers import ByteBPE
 from papers.bart.data import pad, wrap
 from papers.bartscore.judged import Judged, Protocol
 from papers.bartscore.model import BARTScorer

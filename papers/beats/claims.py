@@ -15,10 +15,10 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.data.sounds import SoundClips
-from common.training.flops import multiply_adds
-from common.training.loader import train_loader
+from common.fast.flops import multiply_adds
+from common.training.loaders import train_loader
 from common.training.run import Run
+from common.worlds.sounds import SoundClips
 from papers.beats.data import Crops, load_esc10, pad_batch, spectrogram
 from papers.beats.iterations import (
     Settings,

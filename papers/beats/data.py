@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from common.data.audio import load_audio
-from common.data.sounds import CLASSES, SoundClips
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.audio import load_audio
+from common.training.loaders import train_loader
+from common.worlds.sounds import CLASSES, SoundClips
 from papers.beats.fbank import SAMPLE_RATE, spectrogram
 
 Batch = dict[str, Tensor]
@@ -325,8 +325,8 @@ class ESC10Data(_Clips):
 
 def load_esc10() -> tuple[list[Tensor], np.ndarray, np.ndarray]:
     """ESC-10 at 16 kHz: waveforms (samples,), labels 0-9 and folds 1-5, (400,) int64 each."""
-    from common.data import sources
-    from common.data.tables import decode_audio, read_table
+    from common import sources
+    from common.formats.tables import decode_audio, read_table
 
     table = read_table(sources.locate("esc10")["all.parquet"], ["audio", "label", "fold"])
     waves = [torch.from_numpy(decode_audio(cell)[0]) for cell in table["audio"]]
@@ -334,7 +334,7 @@ def load_esc10() -> tuple[list[Tensor], np.ndarray, np.ndarray]:
 
 
 class SoundsData(_Clips):
-    """Generated sounds of ten classes (common.data.sounds) as crops of `frames` frames."""
+    """Generated sounds of ten classes (common.worlds.sounds) as crops of `frames` frames."""
 
     num_classes = len(CLASSES)
 

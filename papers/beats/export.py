@@ -78,7 +78,7 @@ class BEATsEncoder(Encoder):
 
         A last patch that audio fills in part would be dropped from a clip alone, but kept among longer ones.
         """
-        from common.data.audio import load_audio
+        from common.formats.audio import load_audio
         from papers.beats.fbank import SAMPLE_RATE, spectrogram
 
         waveform, _ = load_audio(path, SAMPLE_RATE)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from common.data.audio import kaldi_fbank
+from common.formats.audio import kaldi_fbank
 from papers.beats.model import FBANK_MEAN, FBANK_STD
 
 SAMPLE_RATE = 16000

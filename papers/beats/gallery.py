@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.data.sounds import CLASSES
 from common.gallery import Gallery, Spectrogram, png
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
 from common.training.run import Run
+from common.worlds.sounds import CLASSES
 from papers.beats.claims import FRAMES, MELS, PATCH, Plan
 from papers.beats.data import SoundsData, pad_batch
 from papers.beats.iterations import train_encoder, train_tokenizer

@@ -11,11 +11,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.data import shapes
 from common.eval.retrieval import retrieval
 from common.eval.zero_shot import classify
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from common.training.run import Run, fit
+from common.worlds import shapes
 from papers.clip.baselines import BagOfWordsModule, Rule
 from papers.clip.data import EmojiData, ShapesData, SmallData, normalise
 from papers.clip.model import clip_small, small_image_tower

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 
-from common.data import shapes, sources
-from common.data.tables import decode_images, read_table
-from common.data.tokenizers import ClipTokenizer, clip_tokenizer
+from common import sources
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.tables import decode_images, read_table
+from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
+from common.training.loaders import train_loader
+from common.worlds import shapes
 from papers.clip.images import MEAN, STD, image_transform
 from papers.clip.shards import CaptionShards, expand_shards
 from papers.clip.zero_shot import TEMPLATES, read_lines
@@ -245,7 +246,7 @@ class SmallData(L.LightningDataModule):
 
 
 class ShapesData(SmallData):
-    """Rendered shapes (common/data/shapes.py): trained on 80 % of the combinations, tested on single objects of the
+    """Rendered shapes (common/worlds/shapes.py): trained on 80 % of the combinations, tested on single objects of the
     rest.
 
     size: training pairs. The test set asks which of the unseen combinations an image shows. The seed gives the training

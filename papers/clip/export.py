@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.images import load_image
 from common.errors import EncoreError
+from common.formats.images import load_image
 from common.interop import check_and_load, save_weights
 from common.interop.checkpoint import Checkpoint
 from common.interop.encoder import Encoded, Encoder, expect

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from papers.clip import model as sizes
 from papers.clip.model import CLIP, ModifiedResNet, VisionTransformer
 

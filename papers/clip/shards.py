@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from common.errors import EncoreError
-from common.training.loader import seeded
+from common.training.loaders import seeded
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SKIP_REASONS = ("empty caption", "no image or no caption", "image cannot be decoded", "damaged shard")

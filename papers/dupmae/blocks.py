@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common.data.wordpiece import WordPiece
 from common.errors import EncoreError
+from common.formats.wordpiece import WordPiece
 from papers.dupmae.collection import Passage, TextFile
 
 TITLE = 2  # a passage's title of up to so many characters is left out, as in the released script

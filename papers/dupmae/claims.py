@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.wordpiece import PAD, WordPiece
-from common.training.loader import train_loader
+from common.formats.wordpiece import PAD, WordPiece
+from common.training.loaders import train_loader
 from common.training.run import Run, fit
 from papers.dupmae.blocks import article_blocks
 from papers.dupmae.bm25 import BM25

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.data import sources
-from common.data.tables import read_table
+from common import sources
 from common.errors import EncoreError
+from common.formats.tables import read_table
 from papers.dupmae.search import Judgements, Ranking
 
 

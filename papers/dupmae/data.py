@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from common.data.wordpiece import PAD, WordPiece
 from common.errors import EncoreError
-from common.training.loader import seeded, train_loader
+from common.formats.wordpiece import PAD, WordPiece
+from common.training.loaders import seeded, train_loader
 from papers.dupmae.blocks import article_blocks, load_from_disk, sentences
 from papers.dupmae.collection import (
     Collection,

@@ -5,8 +5,8 @@ from typing import Self
 
 from torch import Tensor
 
-from common.data.wordpiece import PAD
 from common.errors import EncoreError
+from common.formats.wordpiece import PAD
 from common.interop import check_and_load
 from common.interop.checkpoint import Checkpoint
 from common.interop.encoder import Encoded, Encoder, expect

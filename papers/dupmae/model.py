@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.wordpiece import PAD
+from common.formats.wordpiece import PAD
 from common.layers import MLP
 from common.layers.attention import Attention
 from common.layers.bert import EPS, Bert, BertMLM, bert_base

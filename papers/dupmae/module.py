@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.data.wordpiece import PAD
+from common.formats.wordpiece import PAD
 from common.interop.bert import bert_to_hub
 from common.layers.bert import Bert, bert_base
 from common.training.optim import adamw, schedule

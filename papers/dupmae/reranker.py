@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.wordpiece import PAD, WordPiece
+from common.formats.wordpiece import PAD, WordPiece
 from common.interop.bert import load_bert
 from common.layers.bert import INIT_STD, Bert, BertMLM
 from common.layers.init import init_weights
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
 from papers.dupmae.collection import Collection, Passage, read_ranking
 from papers.dupmae.data import Group, Ranking, pad
 from papers.dupmae.module import Size, build_bert, decayed

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.wordpiece import PAD
 from common.errors import EncoreError
+from common.formats.wordpiece import PAD
 from common.layers.bert import INIT_STD, Bert, BertMLM, bert_base
 from common.layers.init import init_weights
 from common.losses import gather_with_grad

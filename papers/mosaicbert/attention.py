@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.layers.packed import Layout
+from common.fast.packed import Layout
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

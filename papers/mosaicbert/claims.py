@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.wordpiece import WordPiece
+from common.fast.flops import multiply_adds
+from common.formats.wordpiece import WordPiece
 from common.masking import mlm_mask
-from common.training.flops import multiply_adds
-from common.training.loader import seeded, train_loader
+from common.training.loaders import seeded, train_loader
 from common.training.run import Run, fit
 from papers.mosaicbert.data import (
     EVALUATION_RATIO,

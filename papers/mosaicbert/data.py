@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data import sources
-from common.data.tables import read_text
-from common.data.wordpiece import WordPiece
+from common import sources
 from common.errors import EncoreError
+from common.formats.tables import read_text
+from common.formats.wordpiece import WordPiece
 from common.masking import mlm_mask
-from common.training.loader import seeded, train_loader
+from common.training.loaders import seeded, train_loader
 
 Rows = np.ndarray
 Batch = tuple[Tensor, Tensor, Tensor]

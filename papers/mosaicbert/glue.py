@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.wordpiece import WordPiece
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.wordpiece import WordPiece
+from common.training.loaders import train_loader
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.data import sources
-from common.data.tables import read_table
-from common.data.wordpiece import WordPiece
-from common.training.loader import seeded
+from common import sources
+from common.formats.tables import read_table
+from common.formats.wordpiece import WordPiece
+from common.training.loaders import seeded
 from common.training.run import Run
 from papers.mosaicbert.attention import Layout, attention_bias
 from papers.mosaicbert.data import Batch, Masking, encode, named_sentences

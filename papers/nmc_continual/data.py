@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from common.data import sources
-from common.data.tables import decode_images, read_table
+from common import sources
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.tables import decode_images, read_table
+from common.training.loaders import train_loader
 from papers.nmc_continual import formats, streams
 from papers.nmc_continual.streams import Stream, StreamBatches
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from papers.nmc_continual import streams
 from papers.nmc_continual.model import NearestMean, SharedCovariance, vit_base_patch16_224_in21k
 from papers.nmc_continual.module import NMC

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import lightning as L
 from torch import Tensor
 
-from common.data.geometry import tour_length
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
 from common.training.run import Run, fit
 from papers.pointer_networks.data import SolvedSets, as_is
+from papers.pointer_networks.geometry import tour_length
 from papers.pointer_networks.inference import decode
 from papers.pointer_networks.metrics import Outputs, hull_scores, tsp_scores
 from papers.pointer_networks.model import Seq2Seq

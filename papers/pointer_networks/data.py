@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.geometry import Ints
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
+from papers.pointer_networks.geometry import Ints
 from papers.pointer_networks.metrics import is_tour, rows
 from papers.pointer_networks.problems import Batch, Problem, check_problem, draw, held_out, pad, to_targets
 

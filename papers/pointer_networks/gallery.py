@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.data.geometry import PAD, Ints
 from common.gallery import Drawing, Gallery
 from common.training.run import Run
 from papers.pointer_networks.claims import BEAM, Recipe, train
+from papers.pointer_networks.geometry import PAD, Ints
 from papers.pointer_networks.inference import decode
 from papers.pointer_networks.model import Seq2Seq
 from papers.pointer_networks.problems import Problem, held_out

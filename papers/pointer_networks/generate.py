@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import torch
 
-from common.data.geometry import Ints, uniform_points
 from common.errors import EncoreError
 from papers.pointer_networks import solvers
 from papers.pointer_networks.data import LEAST, write_problems
+from papers.pointer_networks.geometry import Ints, uniform_points
 from papers.pointer_networks.problems import Problem, check_problem, solve
 
 

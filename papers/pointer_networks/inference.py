@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from common.decoding import beam_search
 from common.errors import EncoreError
+from common.eval.decoding import beam_search
 from papers.pointer_networks.model import END, Seq2Seq, State
 from papers.pointer_networks.problems import Problem, max_steps
 

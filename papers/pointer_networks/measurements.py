@@ -7,11 +7,11 @@ batch_size`.
 import numpy as np
 import torch
 
-from common.data.geometry import held_karp, tour_length, uniform_points
 from common.errors import EncoreError
 from common.training.run import Run
 from papers.pointer_networks import solvers
 from papers.pointer_networks.claims import Recipe, hulls, numbered, outputs_of, tours, train
+from papers.pointer_networks.geometry import held_karp, tour_length, uniform_points
 from papers.pointer_networks.metrics import delaunay_scores
 from papers.pointer_networks.problems import held_out
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 from torch import Tensor
 
-from common.data.geometry import PAD, Floats, Ints, canonical_cycle, is_simple, polygon_area, tour_length
+from papers.pointer_networks.geometry import PAD, Floats, Ints, canonical_cycle, is_simple, polygon_area, tour_length
 
 Outputs = list[list[int]]
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.geometry import PAD, Floats, Ints, convex_hull, delaunay, held_karp, uniform_points
 from common.errors import EncoreError
+from papers.pointer_networks.geometry import PAD, Floats, Ints, convex_hull, delaunay, held_karp, uniform_points
 from papers.pointer_networks.model import END
 
 Problem = Literal["hull", "delaunay", "tsp"]

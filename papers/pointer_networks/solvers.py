@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from common.data.geometry import Floats, Ints, as_batch, canonical_tour, distances
+from papers.pointer_networks.geometry import Floats, Ints, as_batch, canonical_tour, distances
 
 Points = Floats | torch.Tensor
 Matching = Callable[[NDArray[np.floating], list[int]], list[tuple[int, int]]]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from common.eval.zero_shot import classify
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from common.training.run import Run, fit
 from papers.clip.data import SmallData
 from papers.clip.model import CLIP, TextTransformer, small_image_tower

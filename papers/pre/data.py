@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
-from common.data.tokenizers import ClipTokenizer, clip_tokenizer
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
+from common.training.loaders import train_loader
 from papers.clip.data import MEAN, STD, image_transform
 
 

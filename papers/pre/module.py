@@ -11,8 +11,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from common.data.tokenizers import ClipTokenizer
 from common.eval.zero_shot import classify
+from common.formats.tokenizers import ClipTokenizer
 from papers.clip.interop import load_pretrained
 from papers.clip.zero_shot import zero_shot_classifier
 from papers.pre.interop import load_prompt

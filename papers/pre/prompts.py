@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.data.tokenizers import ClipTokenizer
 from common.errors import EncoreError
+from common.formats.tokenizers import ClipTokenizer
 
 
 def context_ids(tokenizer: ClipTokenizer, words: str) -> Tensor:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data import shapes, sources
-from common.data.tables import decode_images, read_table
-from common.data.tokenizers import ClipTokenizer
-from common.training.loader import train_loader
+from common import sources
+from common.formats.tables import decode_images, read_table
+from common.formats.tokenizers import ClipTokenizer
+from common.training.loaders import train_loader
 from common.training.run import Run, fit
+from common.worlds import shapes
 from papers.clip.data import EmojiData, ShapesData, SmallData, channels_first, normalise
 from papers.clip.model import CLIP, clip_small
 from papers.clip.module import CLIPModule, embed

@@ -12,10 +12,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.data.moving_digits import DIRECTIONS
 from common.eval.linear_probe import logistic_probe
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from common.training.run import Run, fit
+from common.worlds.moving_digits import DIRECTIONS
 from papers.sigma.collapse import effective_rank, spread, usage_entropy
 from papers.sigma.model import SIGMA, sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining

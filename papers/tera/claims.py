@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.data.sounds import CLASSES, SoundClips
 from common.training.run import Run, fit
+from common.worlds.sounds import CLASSES, SoundClips
 from papers.tera.alteration import named_policy
 from papers.tera.corpora import PHONES, SPEAKERS, TEXTS, EmoDBClips, held_out
 from papers.tera.data import IGNORED, Bucketed, altered_batch, bucket_loader, buckets

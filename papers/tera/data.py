@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from common.data.audio import load_audio, resample
-from common.data.sounds import SoundClips
 from common.errors import EncoreError
-from common.training.loader import seeded, train_loader
+from common.formats.audio import load_audio, resample
+from common.training.loaders import seeded, train_loader
+from common.worlds.sounds import SoundClips
 from papers.tera.alteration import Policy, alter, named_policy
 from papers.tera.features import HOP, SAMPLE_RATE, Kind, cmvn, extract, log_mel, set_level
 
@@ -302,9 +302,9 @@ class InMemory(_Altered):
 
 def load_source(name: str) -> tuple[list[Tensor], dict[str, list[Any]]]:
     """A named source of speech (fsdd: its train and test files): waveforms (samples,) at 16 kHz, and the columns."""
-    from common.data import sources
-    from common.data.tables import decode_audio
-    from common.data.tables import read_table as read_parquet
+    from common import sources
+    from common.formats.tables import decode_audio
+    from common.formats.tables import read_table as read_parquet
 
     files = sources.locate(name)
     columns: dict[str, list[Any]] = {}

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from common.data.audio import load_audio
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.formats.audio import load_audio
+from common.training.loaders import train_loader
 from papers.tera.data import IGNORED, Batch, Bucketed, bucket_loader, buckets, crop, length_table, pad
 from papers.tera.features import SAMPLE_RATE, Kind, extract
 

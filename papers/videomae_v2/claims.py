@@ -14,9 +14,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.data.moving_digits import DIRECTIONS
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from common.training.run import Run, fit
+from common.worlds.moving_digits import DIRECTIONS
 from papers.videomae_v2.data import DIGITS_STD, DigitsLabelled, DigitsPretraining
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import (

@@ -14,9 +14,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from common.data.moving_digits import MovingDigits
 from common.errors import EncoreError
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
+from common.worlds.moving_digits import MovingDigits
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.module import IMAGENET_MEAN, IMAGENET_STD
 from papers.videomae_v2.video_lists import (

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import EncoreError
-from common.training.flops import multiply_adds
+from common.fast.flops import multiply_adds
 from papers.videomae_v2 import model as models
 from papers.videomae_v2.masking import Grid, token_counts
 from papers.videomae_v2.model import VideoMAE

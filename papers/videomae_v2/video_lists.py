@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from common.data.video import probe, read_frames
 from common.errors import EncoreError
+from common.formats.video import probe, read_frames
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from benchmarks import paths
-from common.training import cli, loader
+from benchmarks.paper import paths
+from common.training import cli
+from common.training import loaders as loader
 
 STEPS, KEPT = 5, 3  # how many, and after which there is a checkpoint
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

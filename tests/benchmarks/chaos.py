@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks import paths
-from benchmarks.units import is_result
+from benchmarks.paper import paths
+from benchmarks.run.units import is_result
 
 PAPER = """\
 slug: chaos
@@ -62,7 +62,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
 from common.training.optim import adamw, schedule
 from common.training.run import fit
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import fingerprint, paths
+from benchmarks.paper import fingerprint, paths
 
 PAPER = """\
 slug: toy

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import paths
+from benchmarks.paper import paths
 from tests.benchmarks.across import BATCHES, CONTINUED, CORNERS, EXPORTED, KEPT, STEPS
 
 ALONE = [sys.executable, "-m", "tests.benchmarks.across"]

@@ -5,19 +5,19 @@ import sys
 
 import pytest
 
-from benchmarks import paths
-from benchmarks.catalog import load_one
-from benchmarks.facts import check, recorded
-from benchmarks.schema import Fact
-from benchmarks.units import identity
+from benchmarks.paper import paths
+from benchmarks.paper.catalog import load_one
+from benchmarks.paper.facts import check, recorded
+from benchmarks.paper.schema import Fact
+from benchmarks.run.units import identity
 
 LIST_KEYS = ["slug", "title", "year", "modality", "fidelity", "facts", "claims", "missing"]
 
 
 def put_record(tree, method=(9, 9.1, 9.2), **changes):
     """A committed result as if it had been run."""
-    from benchmarks.files import write_atomic
-    from benchmarks.records import dump, dump_lines
+    from benchmarks.paper.files import write_atomic
+    from benchmarks.run.records import dump, dump_lines
 
     wanted = identity(load_one("toy").claims[0])
     origin = {"commit": "abc", "versions": {}, "machine": {"cpu": "x", "cores": 2, "threads": 1}, "started": "2026"}
@@ -44,7 +44,7 @@ def test_list_json_has_exactly_the_promised_form(tree):
     assert claim["gap"] == pytest.approx(4.1)
     assert claim["interval"][0] < 4.1 < claim["interval"][1]
     assert "a larger run" in paper["missing"]
-    assert {"module.py", "tests/papers/test_toy.py", "regress trajectory", "facts without a match: two"} <= set(
+    assert {"module.py", "tests/papers/toy/", "regress trajectory", "facts without a match: two"} <= set(
         paper["missing"]
     )
 
@@ -86,7 +86,7 @@ def fact(**fields):
     [(100, 0, "match"), (101, 0, "mismatch"), (101, 0.01, "match"), (98, 0.01, "mismatch")],
 )
 def test_a_fact_matches_within_its_relative_tolerance(monkeypatch, value, tolerance, verdict):
-    monkeypatch.setattr("benchmarks.facts._computed", lambda fact: value)
+    monkeypatch.setattr("benchmarks.paper.facts._computed", lambda fact: value)
     result = check(fact(rel_tol=tolerance))
     assert (result.verdict, result.computed) == (verdict, value)
     assert result.difference == pytest.approx((value - 100) / 100)
@@ -96,7 +96,7 @@ def test_a_build_that_raises_is_an_error_verdict(monkeypatch):
     def broken(fact):
         raise KeyError("depth")
 
-    monkeypatch.setattr("benchmarks.facts._computed", broken)
+    monkeypatch.setattr("benchmarks.paper.facts._computed", broken)
     result = check(fact())
     assert (result.verdict, result.computed) == ("error", None)
     assert "KeyError" in result.error
@@ -159,7 +159,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tree, arguments, says, capsys, mo
     from benchmarks.cli import main
 
     if arguments[0] == "data":
-        pytest.importorskip("common.data.sources")
+        pytest.importorskip("common.sources")
     monkeypatch.setattr(sys, "argv", ["encore", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

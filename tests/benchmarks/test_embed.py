@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import benchmarks.embed as embedding
-from benchmarks.embed import embed, errors_file
+import benchmarks.tools.embed as embedding
+from benchmarks.tools.embed import embed, errors_file
 from common.errors import EncoreError
 from tests import exported
 
@@ -81,7 +81,7 @@ def test_every_image_has_the_feature_that_encode_gives(model, images, tmp_path):
 
 
 def test_a_checkpoint_and_its_export_give_the_same(model, images, tmp_path):
-    from benchmarks.export import export
+    from benchmarks.tools.export import export
 
     export("clip", model, tmp_path / "exported")
     run(model, images[0], tmp_path / "a.parquet")

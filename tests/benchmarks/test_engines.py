@@ -11,14 +11,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from benchmarks import catalog, engines, paths
-from benchmarks.engines import Job, run_units
-from benchmarks.engines import ray as ray_engine
-from benchmarks.engines import slurm as slurm_engine
-from benchmarks.plan import entries_of
-from benchmarks.records import read_record
-from benchmarks.schema import Needs
-from benchmarks.units import Unit, identity
+from benchmarks.paper import catalog, paths
+from benchmarks.paper.schema import Needs
+from benchmarks.run import engines
+from benchmarks.run.engines import Job, run_units
+from benchmarks.run.engines import ray as ray_engine
+from benchmarks.run.engines import slurm as slurm_engine
+from benchmarks.run.plan import entries_of
+from benchmarks.run.records import read_record
+from benchmarks.run.units import Unit, identity
 from common.errors import EncoreError
 from tests.benchmarks.test_run import alive, metrics, wait_until
 
@@ -70,7 +71,7 @@ def test_ray_gives_the_numbers_of_the_local_engine_though_a_worker_is_killed(tre
     assert metrics(tree) == EXPECTED
     assert attempts(UNIT) == 2, "the killed unit was not continued"
     assert len(tree.calls()) == 7, "another unit was run twice"
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
 
 
 @needs_extra("ray", "ray")
@@ -86,7 +87,7 @@ def test_ray_stopped_by_sigterm_leaves_nothing_running_and_says_how_to_continue(
     _, error = engine.communicate(timeout=60)
     assert engine.returncode == 128 + signal.SIGTERM
     assert "Continue with: encore reproduce toy --engine ray" in error
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
 
 
 def ray_that_gives(result):
@@ -158,7 +159,7 @@ def test_slurm_jobs_write_results_and_a_timeout_is_requeued_from_the_checkpoint(
     assert interrupted
     assert attempts(UNIT) == 2
     assert UNIT.result()["metrics"] == EXPECTED["method", 0]
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
 
 
 FAKE_SBATCH = """\

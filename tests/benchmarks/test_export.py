@@ -8,8 +8,8 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from benchmarks import paths
-from benchmarks.export import export, exporting, paper_encoder
+from benchmarks.paper import paths
+from benchmarks.tools.export import export, exporting, paper_encoder
 from common.errors import EncoreError
 from common.interop.checkpoint import load_checkpoint
 from common.interop.encoder import Encoder

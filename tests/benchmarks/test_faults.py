@@ -9,20 +9,20 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks import catalog, facts, paths
-from benchmarks.engines import Job, child
-from benchmarks.files import read_json
-from benchmarks.records import read_curves, read_record
-from benchmarks.standing import Standing
-from benchmarks.unit import remove_damaged
-from benchmarks.units import Unit, identity
+from benchmarks.paper import catalog, facts, paths
+from benchmarks.paper.files import read_json
+from benchmarks.run.engines import Job, child
+from benchmarks.run.records import read_curves, read_record
+from benchmarks.run.standing import Standing
+from benchmarks.run.unit import remove_damaged
+from benchmarks.run.units import Unit, identity
 from tests.benchmarks.chaos import Fire
 from tests.benchmarks.test_cli import put_record
 from tests.benchmarks.test_run import CLAIMS, UNIT, alive, metrics, wait_until
 
 HOLDS_THE_LOCK = """
 import sys, time
-from benchmarks.units import Unit
+from benchmarks.run.units import Unit
 with Unit("toy", "better", "method", 0, "cpu").lock():
     {then}
     print("held", flush=True)
@@ -69,7 +69,7 @@ def test_results_under_kills_at_random_moments_are_those_of_an_undisturbed_run(t
     assert sum(outcome.kills.values()) >= 5
     assert outcome.different == outcome.torn == []
     assert outcome.runs >= 1
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
 
 
 def test_two_runs_on_one_folder_run_every_unit_once(tree, monkeypatch):
@@ -279,7 +279,7 @@ def test_writers_of_one_file_never_show_a_reader_half_of_it(tmp_path):
     """Three processes write one file over and over while this one reads it."""
     file = tmp_path / "record.json"
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom benchmarks.files import write_atomic\n"
+        "import json, sys\nfrom pathlib import Path\nfrom benchmarks.paper.files import write_atomic\n"
         "for i in range(60):\n    write_atomic(Path(sys.argv[1]), json.dumps({'value': [int(sys.argv[2])] * 20000}))\n"
     )
     writers = [

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import figures
+from benchmarks.site import figures
 
 WORDS = {"title": "the title", "description": "the description", "name": "n"}
 HOSTILE = {"title": "<i>t</i>", "description": '<i>"d"</i>', "name": "n"}

@@ -2,7 +2,7 @@ import ast
 
 import pytest
 
-from benchmarks import fingerprint, paths
+from benchmarks.paper import fingerprint, paths
 
 ENTRY = "papers.toy.claims:better"
 
@@ -72,12 +72,12 @@ def test_the_hash_ignores_comments_docstrings_formatting_and_unreached_code(tree
 
 
 def test_the_hash_does_not_count_the_catalogue_of_data_sources(tree, code):
-    tree.write("common/data/__init__.py", "")
-    tree.write("common/data/sources.py", "SOURCES = ['a']\n\n\ndef locate(name):\n    return SOURCES\n")
-    tree.edit("import math\n", "import math\n\nfrom common.data import sources\n", "common/layers/block.py")
+    tree.write("common/__init__.py", "")
+    tree.write("common/sources.py", "SOURCES = ['a']\n\n\ndef locate(name):\n    return SOURCES\n")
+    tree.edit("import math\n", "import math\n\nfrom common import sources\n", "common/layers/block.py")
     tree.edit("return x * WIDTH", "return x * WIDTH * len(sources.locate('a'))", "common/layers/block.py")
     before = code()
-    tree.edit("['a']", "['a', 'b']", "common/data/sources.py")
+    tree.edit("['a']", "['a', 'b']", "common/sources.py")
     assert code() == before
 
 
@@ -161,7 +161,7 @@ def test_the_hash_does_not_depend_on_the_cache(tree, code):
 
 
 def test_config_hash_covers_entry_and_data_but_not_the_statement(tree):
-    from benchmarks import catalog
+    from benchmarks.paper import catalog
 
     before = fingerprint.claim_config(catalog.load_one("toy").claims[0])
     tree.edit("statement: the method is better", "statement: it is better")

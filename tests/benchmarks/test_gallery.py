@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from benchmarks import gallery
-from benchmarks.catalog import load_one
-from benchmarks.report import write_report
+from benchmarks.paper.catalog import load_one
+from benchmarks.site import gallery
+from benchmarks.site.report import write_report
 from common.errors import EncoreError
 
 TOY = """\
@@ -26,7 +26,7 @@ KEPT = "benchmarks/results/toy/gallery.json"
 @pytest.fixture
 def toy(tree, monkeypatch):
     """The toy with a gallery of the words a and b, run in a process of its own as `encore gallery` is."""
-    from benchmarks import paths
+    from benchmarks.paper import paths
 
     tree.write("papers/toy/gallery.py", TOY)
     tree.write("common/gallery.py", (paths.REPOSITORY / "common/gallery.py").read_text())
@@ -50,7 +50,7 @@ def test_a_gallery_is_kept_with_where_it_came_from_until_its_code_changes(toy):
 
 
 def test_a_gallery_changes_no_fingerprint_of_a_claim(toy):
-    from benchmarks.units import identity
+    from benchmarks.run.units import identity
 
     before = identity(load_one("toy").claims[0])
     toy.edit('["a", "b"]', '["a", "c"]', "papers/toy/gallery.py")

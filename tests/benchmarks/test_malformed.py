@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from benchmarks import catalog, paths
 from benchmarks.cli import main
-from benchmarks.plan import as_json, entries_of
-from benchmarks.readme import results_block
-from benchmarks.speed.shown import speed_view
-from benchmarks.standing import Standing
+from benchmarks.paper import catalog, paths
+from benchmarks.run.plan import as_json, entries_of
+from benchmarks.run.standing import Standing
+from benchmarks.site.readme import results_block
+from benchmarks.site.speed import speed_view
 from common.errors import EncoreError
 from tests.benchmarks.conftest import PAPER
 from tests.benchmarks.test_report_speed import FILE as SPEED_FILE
@@ -225,10 +225,10 @@ options = st.sampled_from(
 def test_any_command_line_ends_without_a_traceback(tree, command, arguments, capsys, monkeypatch):
     """Usage errors and bad values alike end with exit code 2; what is valid runs (here without starting anything)."""
     before = files_of(tree)
-    monkeypatch.setattr("benchmarks.reproduce.run_units", lambda *_, **__: {})
-    monkeypatch.setattr("benchmarks.reproduce._show", lambda *_: [])
+    monkeypatch.setattr("benchmarks.run.reproduce.run_units", lambda *_, **__: {})
+    monkeypatch.setattr("benchmarks.run.reproduce._show", lambda *_: [])
     monkeypatch.setattr("os.execvpe", lambda *_: None)
-    monkeypatch.setattr("common.data.sources.locate", lambda *_: {})
+    monkeypatch.setattr("common.sources.locate", lambda *_: {})
     monkeypatch.setattr(sys, "argv", ["encore", command, *arguments])
     folder = Path.cwd()
     status: object = 0

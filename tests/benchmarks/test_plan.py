@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import catalog
-from benchmarks.engines import Job
-from benchmarks.files import write_atomic
-from benchmarks.plan import Entry, duration, entries_of, summary, wall_seconds, within
-from benchmarks.records import dump, record_file
-from benchmarks.schema import Needs
-from benchmarks.standing import spoken
-from benchmarks.units import Unit, identity
+from benchmarks.paper import catalog
+from benchmarks.paper.files import write_atomic
+from benchmarks.paper.schema import Needs
+from benchmarks.run.engines import Job
+from benchmarks.run.plan import Entry, duration, entries_of, summary, wall_seconds, within
+from benchmarks.run.records import dump, record_file
+from benchmarks.run.standing import spoken
+from benchmarks.run.units import Unit, identity
 from common.errors import EncoreError
 from tests.benchmarks.test_cli import put_record
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from benchmarks import catalog, paths
-from benchmarks.curves import read_csv, read_curves
-from benchmarks.regress import FLOOR, check, compare, largest_spread, main, update
+from benchmarks.paper import catalog, paths
+from benchmarks.run.curves import read_csv, read_curves
+from benchmarks.run.regress import FLOOR, check, compare, largest_spread, main, update
 
 TRAIN = """\
 import csv

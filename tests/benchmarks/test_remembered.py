@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks import paths
+from benchmarks.paper import paths
 
 SLOW = ("pydantic", "rich", "yaml", "torch", "numpy", "jinja2", "matplotlib")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import views
-from benchmarks.readme import update
-from benchmarks.report import write_report
-from benchmarks.scatter import comparables
-from benchmarks.standing import Standing
+from benchmarks.run.standing import Standing
+from benchmarks.site import views
+from benchmarks.site.readme import update
+from benchmarks.site.report import write_report
+from benchmarks.site.scatter import comparables
 from common.errors import EncoreError
 from tests.benchmarks.test_cli import put_record
 
@@ -99,7 +99,7 @@ def test_the_page_shows_every_claim_row_source_choice_and_missing_part(page):
 
 
 def test_rows_on_the_site_say_what_standing_says(site, tree):
-    from benchmarks.catalog import load_one
+    from benchmarks.paper.catalog import load_one
 
     rows = re.findall(r'<tr><th scope="row">(row-\w+)<.*?class="v [\w-]+">([\w ]+)<', site["toy"].text, re.S)
     assert rows == [(row.reported.id, row.verdict) for row in Standing(load_one("toy")).rows]
@@ -125,7 +125,7 @@ def test_every_figure_is_an_image_with_a_title_and_a_description(site):
 
 
 def test_a_measured_row_and_a_fact_are_points_of_the_scatter(tree):
-    from benchmarks.catalog import load_one
+    from benchmarks.paper.catalog import load_one
 
     tree.encore("facts")  # a process of its own, for it imports the toy's papers
     put_record(tree)
@@ -152,7 +152,7 @@ def test_equal_results_give_equal_figures_and_the_second_report_draws_none(tree,
     write_report()
     assert re.findall(r"<svg.*?</svg>", first.read_text(), re.S) == before
     assert cache.read_bytes() == cached
-    monkeypatch.setattr("benchmarks.figures.curves", None)
+    monkeypatch.setattr("benchmarks.site.figures.curves", None)
     write_report()
     assert re.findall(r"<svg.*?</svg>", first.read_text(), re.S) == before
     put_record(tree, method=(1, 2, 3))
@@ -234,8 +234,8 @@ def git(tree, *arguments, **environment):
 
 
 def test_past_gaps_come_from_git_oldest_first_and_without_repeats(tree):
-    from benchmarks.catalog import load_one
-    from benchmarks.history import History
+    from benchmarks.history.history import History
+    from benchmarks.paper.catalog import load_one
 
     git(tree, "init", "-q")
     for values, code in (((4, 5, 6), "old"), ((4, 5, 6), "moved"), ((9, 9.1, 9.2), "new")):
@@ -274,7 +274,7 @@ def sized(tree):
 
 
 def test_sizes_are_grouped_by_what_builds_them(tree):
-    from benchmarks.catalog import load_one
+    from benchmarks.paper.catalog import load_one
 
     sized(tree)
     standing = Standing(load_one("toy"))
@@ -288,7 +288,7 @@ def test_sizes_are_grouped_by_what_builds_them(tree):
 
 
 def test_edges_that_close_a_circle_are_left_out_of_the_graph(tree):
-    from benchmarks.catalog import load_all
+    from benchmarks.paper.catalog import load_all
 
     text = (tree.root / "papers/toy/paper.yaml").read_text()
     head = text.split("facts:")[0]

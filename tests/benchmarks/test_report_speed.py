@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.report import write_report
+from benchmarks.site.report import write_report
 from common.errors import EncoreError
 from tests.benchmarks.test_report import EVIL, pages
 

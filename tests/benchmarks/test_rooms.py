@@ -1,6 +1,6 @@
-from benchmarks import catalog, paths
-from benchmarks.rooms import wrong_arrows
-from benchmarks.standing import Standing
+from benchmarks.paper import catalog, paths
+from benchmarks.paper.rooms import wrong_arrows
+from benchmarks.run.standing import Standing
 
 
 def arrows():
@@ -43,25 +43,25 @@ def test_a_circle_is_found(tree):
 
 def test_common_must_not_import_a_paper_nor_a_paper_the_harness(tree):
     tree.write("common/wrong.py", "def f():\n    import papers.toy.model\n")
-    tree.write("papers/toy/wrong.py", "from benchmarks.schema import Paper\n")
+    tree.write("papers/toy/wrong.py", "from benchmarks.paper.schema import Paper\n")
     assert arrows() == [
         "common/wrong.py imports papers.toy.model: common knows no paper and no harness",
-        "papers/toy/wrong.py imports benchmarks.schema.Paper: a paper does not know the harness",
+        "papers/toy/wrong.py imports benchmarks.paper.schema.Paper: a paper does not know the harness",
     ]
 
 
 def test_missing_names_untested_parts_and_shrinks_as_they_arrive(tree):
     before = Standing(catalog.load_one("toy")).missing
     assert {"module.py", "data.py", "train.py", "configs/smoke.yaml", "configs/cpu.yaml"} <= set(before)
-    assert "tests/papers/test_toy.py" in before
+    assert "tests/papers/toy/" in before
     tree.write("papers/toy/module.py", "")
     tree.write(
-        "tests/papers/test_toy_more.py",
+        "tests/papers/toy/test_more.py",
         "from papers.toy import (\n    model,\n)\nfrom papers.toy.claims import better\n",
     )
     tree.write("benchmarks/regress/toy.json", "{}")
     after = Standing(catalog.load_one("toy")).missing
-    assert set(before) - set(after) == {"module.py", "tests/papers/test_toy.py", "regress trajectory"}
+    assert set(before) - set(after) == {"module.py", "tests/papers/toy/", "regress trajectory"}
     assert set(after) - set(before) == {"module.py is not tested"}
 
 
@@ -72,4 +72,4 @@ def test_a_complete_room_needs_a_paper_config(tree):
 
 
 def test_paths_of_the_repository_are_found_from_anywhere():
-    assert (paths.REPOSITORY / "benchmarks" / "paths.py").is_file()
+    assert (paths.REPOSITORY / "benchmarks" / "paper" / "paths.py").is_file()

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from benchmarks import catalog
-from benchmarks.files import write_atomic
-from benchmarks.records import dump, gather, read_curves, read_record
-from benchmarks.unit import check_metrics, run_unit
-from benchmarks.units import Unit, identity
+from benchmarks.paper import catalog
+from benchmarks.paper.files import write_atomic
+from benchmarks.run.records import dump, gather, read_curves, read_record
+from benchmarks.run.unit import check_metrics, run_unit
+from benchmarks.run.units import Unit, identity
 from common.errors import EncoreError
 
 UNIT = Unit("toy", "better", "method", 0, "cpu")
@@ -88,7 +88,7 @@ def test_killed_outright_it_goes_on_and_gives_the_same_numbers(tree, monkeypatch
         assert called.count(name.rsplit("-", 1)) == 1, "a finished unit was run again"
     attempts = json.loads((interrupted[0].parent / "result.json").read_text())["provenance"]["attempts"]
     assert attempts == 2, "the interrupted unit was not continued"
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
 
 
 def test_sigterm_stops_the_children_and_says_how_to_continue(tree, monkeypatch):
@@ -101,7 +101,7 @@ def test_sigterm_stops_the_children_and_says_how_to_continue(tree, monkeypatch):
     _, error = engine.communicate(timeout=20)
     assert engine.returncode == 128 + signal.SIGTERM
     assert "Continue with: encore reproduce toy" in error
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
     assert read_record("toy", "better", "cpu") is None
 
 
@@ -114,7 +114,7 @@ def test_a_unit_over_its_time_limit_fails_and_the_others_are_kept(tree):
     assert done.returncode == 1
     assert "error: toy better baseline seed 0: stopped after its time limit of 0.03 minutes" in done.stderr
     assert UNIT.result()["metrics"] == {"score": 11.6667}
-    assert not alive("benchmarks.unit toy")
+    assert not alive("benchmarks.run.unit toy")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_checkpoints_of_other_code_are_not_continued(tree, monkeypatch):
         write_atomic(leftover, "x")
         write_atomic(UNIT.dir / "unit.json", json.dumps({**wanted, "code": code, "attempts": 1}))
         (UNIT.dir / "result.json").unlink(missing_ok=True)
-        monkeypatch.setattr("benchmarks.unit.call_entry", lambda unit, entry: {"score": 1.0})
+        monkeypatch.setattr("benchmarks.run.unit.call_entry", lambda unit, entry: {"score": 1.0})
         run_unit(UNIT)
         assert leftover.exists() == survives
     run_unit(UNIT, force=True)

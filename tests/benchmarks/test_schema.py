@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks import catalog, paths
-from benchmarks.load import load_paper
+from benchmarks.paper import catalog, paths
+from benchmarks.paper.load import load_paper
 from common.errors import EncoreError
 
 

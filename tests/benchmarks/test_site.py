@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import fingerprint
-from benchmarks.report import write_report
+from benchmarks.paper import fingerprint
+from benchmarks.site.report import write_report
 from common.gallery import png
 from tests.benchmarks.conftest import plant
 from tests.benchmarks.test_cli import put_record

@@ -11,7 +11,7 @@ from benchmarks.speed import measure, ratios, results
 from benchmarks.speed.__main__ import Setting, agree, keep, main, subject
 from benchmarks.speed.pairs import PAIRS
 from common.errors import EncoreError
-from common.training.in_backward import keep_freed_memory
+from common.fast.in_backward import keep_freed_memory
 
 
 @pytest.mark.parametrize("name", PAIRS)

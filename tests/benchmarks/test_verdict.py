@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from benchmarks import catalog
-from benchmarks.verdict import decide, judge, t_interval, t_quantile
+from benchmarks.paper import catalog
+from benchmarks.run.verdict import decide, judge, t_interval, t_quantile
 
 IDENTITY = {"code": "c", "config": "f", "data": {"generated": "generated"}}
 

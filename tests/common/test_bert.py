@@ -5,9 +5,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from common.errors import EncoreError
+from common.fast.packed import Packing
 from common.interop.bert import bert_from_hub, bert_to_hub, load_bert
 from common.layers.bert import Bert, BertMLM, bert_base, packed_loss, packed_states
-from common.layers.packed import Packing
 from common.masking import mlm_mask
 
 SIZES = {"vocab_size": 50, "dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 48, "max_positions": 16}

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import torch
 
-from common.data.audio import kaldi_fbank, load_audio, resample
 from common.errors import EncoreError
+from common.formats.audio import kaldi_fbank, load_audio, resample
 
 
 def plain_fbank(x, rate, bins, length, shift):

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.data import download as downloads
-from common.data import sources
-from common.data.download import download, extract
-from common.data.sources import File, Source
+from common import download as downloads
+from common import sources
+from common.download import download, extract
 from common.errors import EncoreError
+from common.sources import File, Source
 
 CONTENT = hashlib.sha256(b"encore").digest() * 20_000  # 640 kB
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 
-from common.data import geometry as g
 from common.errors import EncoreError
+from papers.pointer_networks import geometry as g
 
 SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 

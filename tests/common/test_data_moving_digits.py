@@ -1,12 +1,12 @@
-"""common.data.moving_digits: exact, seeded, labelled as drawn."""
+"""common.worlds.moving_digits: exact, seeded, labelled as drawn."""
 
 import hashlib
 
 import pytest
 import torch
 
-from common.data.moving_digits import DIRECTIONS, FRAMES, MovingDigits
 from common.errors import EncoreError
+from common.worlds.moving_digits import DIRECTIONS, FRAMES, MovingDigits
 
 
 @pytest.fixture(scope="module")

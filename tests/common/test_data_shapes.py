@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from common.data import shapes
 from common.errors import EncoreError
+from common.worlds import shapes
 
 
 def test_unseen_combinations_are_a_fifth_and_every_word_is_still_seen():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.sounds import CLASSES, SoundClips, make_sound
+from common.worlds.sounds import CLASSES, SoundClips, make_sound
 
 
 def test_a_clip_is_a_function_of_its_seed_and_index_alone():

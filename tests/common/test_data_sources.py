@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from common.data import sources
-from common.data.sources import File, Source
+from common import sources
 from common.errors import EncoreError
+from common.sources import File, Source
 from tests.helpers import requires_mirror
 
 CONTENT = bytes(range(256)) * 40
@@ -131,7 +131,7 @@ def test_catalogue_entries_are_complete():
 
 def test_the_catalogue_imports_nothing_heavy():
     heavy = "{'torch', 'numpy', 'requests', 'rich', 'pyarrow'}"
-    code = f"import sys, common.data.sources; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    code = f"import sys, common.sources; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from common.data.tables import decode_audio, decode_image, decode_images, read_table, read_text
 from common.errors import EncoreError
+from common.formats.tables import decode_audio, decode_image, decode_images, read_table, read_text
 
 
 def png(array, mode=None):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from common.data.tokenizers import ClipTokenizer, clean, clip_tokenizer, load_byte_bpe, train_byte_bpe
 from common.errors import EncoreError
+from common.formats.tokenizers import ClipTokenizer, clean, clip_tokenizer, load_byte_bpe, train_byte_bpe
 
 CORPUS = [
     "A small red circle is left of the large blue square.",

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data.sources import locate
-from common.data.video import probe, read_frames
 from common.errors import EncoreError
+from common.formats.video import probe, read_frames
+from common.sources import locate
 from tests.helpers import requires_mirror
 
 

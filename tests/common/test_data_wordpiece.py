@@ -3,8 +3,8 @@
 import pytest
 from transformers import BertTokenizer
 
-from common.data.wordpiece import SPECIALS, WordPiece
 from common.errors import EncoreError
+from common.formats.wordpiece import SPECIALS, WordPiece
 
 TEXTS = ["The cats sat on the mat.", "A cat's matting, unmatted!", "the Unseen ☃ sat"] * 3
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from common.decoding import beam_search
+from common.eval.decoding import beam_search
 
 VOCABULARY, EOS, PAD = 5, 4, -1
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from benchmarks.export import export
+from benchmarks.tools.export import export
 from common.errors import EncoreError
 from common.interop.encoder import Encoder, encoder_class, mean_over
 from tests import exported

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.export import export
+from benchmarks.tools.export import export
 from common.errors import EncoreError
 from common.interop.encoder import Encoder
 from tests.exported import described, randomised, save_checkpoint

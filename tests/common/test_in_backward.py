@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import EncoreError
-from common.training.in_backward import StepInBackward, StepsInBackward, keep_freed_memory
+from common.fast.in_backward import StepInBackward, StepsInBackward, keep_freed_memory
 from common.training.optim import adamw, schedule
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.fast.flops import flop_counter, multiply_adds, parameter_count
 from common.layers import (
     MLP,
     Attention,
@@ -21,7 +22,6 @@ from common.layers import (
     vit_base_patch16_224,
 )
 from common.masking import keep_tokens, put_tokens, random_mask
-from common.training.flops import flop_counter, multiply_adds, parameter_count
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
+from common.fast.flops import flop_counter
+from common.fast.lean import LeanMLP, keep_less
 from common.layers import MLP, Transformer
-from common.layers.lean import LeanMLP, keep_less
-from common.training.flops import flop_counter
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "gelu_tanh", "relu"])

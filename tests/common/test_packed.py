@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from common.errors import EncoreError
+from common.fast.packed import PackedTransformer, Packing, pack
 from common.layers import Transformer, key_padding_mask
-from common.layers.packed import PackedTransformer, Packing, pack
 
 RIGHT = torch.arange(7)[None] < torch.tensor([[7], [3], [5]])
 LEFT = RIGHT.flip(1)

@@ -3,8 +3,8 @@
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
+from common.fast.sharded import units
 from common.layers import Transformer, TransformerLayer
-from common.training.sharded import units
 
 
 def test_every_layer_of_a_stack_is_gathered_by_itself() -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from common.errors import EncoreError
 from common.training.cli import ClipBesideFused, main, run
-from common.training.loader import train_loader
+from common.training.loaders import train_loader
 from common.training.optim import adamw, factor, parameter_groups, schedule
 from common.training.run import Run, fit
 from common.training.trainer import build_trainer
@@ -89,7 +89,7 @@ def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
 
 
 def test_ranks_share_each_global_batch_without_overlap() -> None:
-    from common.training.loader import Positions
+    from common.training.loaders import Positions
 
     def indices(rank: int, world: int, batch: int) -> list[list[int]]:
         return [b[1:] for b in Positions(24, batch, seed=0, num_batches=None, rank=rank, world=world, start=0)]

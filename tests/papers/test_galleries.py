@@ -131,7 +131,7 @@ def test_tokens_stand_under_their_patches():
 def test_restored_text_is_shown_with_its_masks(tmp_path, monkeypatch):
     import dataclasses
 
-    from common.data.tokenizers import train_byte_bpe
+    from common.formats.tokenizers import train_byte_bpe
     from papers.bart import gallery
     from papers.bart.claims import RECIPES, Text
     from papers.bart.data import Blocks, bundled_documents, noise_vocabulary

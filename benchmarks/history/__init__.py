@@ -1,0 +1,1 @@
+"""What results were, at other commits."""

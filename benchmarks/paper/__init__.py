@@ -1,0 +1,1 @@
+"""What a paper says, and whether its sizes and rooms agree."""

@@ -1,0 +1,189 @@
+"""The form of papers/<slug>/paper.yaml, the only place a paper's figures live (`load.py` reads the files)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from benchmarks.paper.choices import pick
+
+Source = Literal["official-code", "official-readme", "paper-text", "abstract", "third-party", "derived", "recalled"]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
+EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Number = Annotated[int | float, Field(gt=-1e300, lt=1e300)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Strict(BaseModel):
+    """No unknown keys: a typo in paper.yaml is an error, not a silently ignored figure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Fact(Strict):
+    """A figure that follows from the sizes alone; `build` is called under torch.device("meta").
+
+    For `parameters` and `trainable_parameters` it returns the module (`part` picks a submodule), else the number.
+    """
+
+    id: Identifier
+    build: EntryPoint
+    args: dict[str, JsonValue] = {}
+    part: str | None = None
+    quantity: Identifier
+    reported: Number
+    rel_tol: float = Field(0.0, ge=0, lt=1)
+    source: Source
+    note: str | None = None
+
+
+class ArmMetric(Strict):
+    """One metric of one arm of a claim or measurement."""
+
+    arm: Identifier
+    metric: Identifier
+
+
+class Needs(Strict):
+    """What one unit asks a cluster for (engines ray and slurm). The local engine gives it a share of the machine."""
+
+    cores: int = Field(default=1, ge=1, le=10_000)
+    gpus: int = Field(default=0, ge=0, le=10_000)
+    memory_gb: float = Field(default=4.0, gt=0, le=1e5)
+
+
+class Experiment(Strict):
+    """What a claim and a measurement share: arms and seeds of one entry point, run as separate units."""
+
+    id: Identifier
+    statement: str
+    entry: EntryPoint
+    seeds: list[Seed] = Field(min_length=1)
+    data: str | list[str]
+    minutes: float = Field(15.0, gt=0, le=1e6)
+    needs: Needs = Needs()
+    note: str | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice")
+        return seeds
+
+    @property
+    def sources(self) -> list[str]:
+        """The named data sources it reads; "generated" stands for exactly generated data."""
+        return [self.data] if isinstance(self.data, str) else list(self.data)
+
+
+class Claim(Experiment):
+    """A statement of the paper checked by training: gap = method - baseline, paired by seed."""
+
+    paper_ref: str
+    metric: Identifier
+    method: Identifier | ArmMetric
+    baseline: Identifier | ArmMetric | Number
+    higher_is_better: bool
+    arms: list[Identifier] = []
+    margin: float = Field(0.0, ge=0)
+    secondary: list[Identifier] = []
+
+    @model_validator(mode="after")
+    def method_differs_from_baseline(self) -> Claim:
+        if self.side(self.method) == self.side(self.baseline):
+            raise ValueError("method and baseline are the same")
+        return self
+
+    def side(self, of: str | ArmMetric | Number) -> tuple[str, str] | float:
+        """(arm, metric) of the method or the baseline, or the fixed number."""
+        if isinstance(of, ArmMetric):
+            return of.arm, of.metric
+        return (of, self.metric) if isinstance(of, str) else float(of)
+
+    @property
+    def all_arms(self) -> list[str]:
+        sides = [side[0] for of in (self.method, self.baseline) if isinstance(side := self.side(of), tuple)]
+        return list(dict.fromkeys([*sides, *self.arms]))
+
+    def metrics_of(self, arm: str) -> set[str]:
+        """The metrics that arm must return for the gap."""
+        sides = [self.side(self.method), self.side(self.baseline)]
+        return {side[1] for side in sides if isinstance(side, tuple) and side[0] == arm}
+
+
+class Measurement(Experiment):
+    """Runs whose values stand beside reported rows, without a verdict on a gap."""
+
+    arms: list[Identifier] = Field(min_length=1)
+    rows: dict[Identifier, ArmMetric]
+
+    @property
+    def all_arms(self) -> list[str]:
+        return list(self.arms)
+
+    def metrics_of(self, arm: str) -> set[str]:
+        """The metrics that arm must return for its reported rows."""
+        return {cell.metric for cell in self.rows.values() if cell.arm == arm}
+
+
+class NamedValue(Strict):
+    name: str
+    value: Number | str | None
+
+
+class Reported(Strict):
+    """One number kept from the paper, with what stands behind it here: a fact, a claim, a measurement or a recipe."""
+
+    id: Identifier
+    table: str
+    dataset: str
+    metric: str
+    setting: str
+    method: str | None = None
+    value: Number | str | None
+    unit: str
+    baseline: NamedValue | None = None
+    source: Source
+    note: str | None = None
+    recipe: Annotated[str, Field(pattern=r"^configs/[\w.-]+\.yaml$", max_length=100)] | None = None
+    fact: str | None = None
+    claim: str | None = None
+
+
+class Paper(Strict):
+    """One papers/<slug>/paper.yaml."""
+
+    slug: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    authors: str | list[str]
+    year: int = Field(ge=1950, le=2100)
+    venue: str
+    arxiv: str | None = None
+    code: str | None = None
+    modality: list[str] = Field(min_length=1)
+    builds_on: list[str] = []
+    fidelity: Literal["confirmed", "partly", "reconstructed"]
+    choices: list[str] = []
+    facts: list[Fact] = []
+    claims: list[Claim] = []
+    measurements: list[Measurement] = []
+    reported: list[Reported] = []
+    missing: list[str] = []  # what could be built here and is not
+    limits: list[str] = []  # what cannot: weights, data or tools that are not public, methods of other papers
+
+    @field_validator("arxiv", mode="before")
+    @classmethod
+    def arxiv_is_quoted(cls, arxiv: object) -> object:
+        if isinstance(arxiv, float):
+            raise ValueError('write the number in quotes, or yaml drops its zeros: arxiv: "2103.00020"')
+        return arxiv
+
+    @property
+    def experiments(self) -> list[Claim | Measurement]:
+        return [*self.claims, *self.measurements]
+
+    def experiment(self, identifier: str) -> Claim | Measurement:
+        """The claim or measurement of that id; EncoreError naming the choices when there is none."""
+        return pick(identifier, {e.id: e for e in self.experiments}, f"claim of {self.slug}")

@@ -1,0 +1,1 @@
+"""Running claims: units, engines, records and verdicts."""

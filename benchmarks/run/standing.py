@@ -1,0 +1,183 @@
+"""Where one paper stands: its figures beside ours, as the table, the report, the README and --json show them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.paper import facts, paths
+from benchmarks.paper.facts import FactResult
+from benchmarks.paper.rooms import missing_parts
+from benchmarks.paper.schema import Measurement, Paper, Reported
+from benchmarks.run.records import COMMITTED_SCALE, Record, gather, read_record
+from benchmarks.run.units import identity, same_identity
+from benchmarks.run.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Row:
+    """A reported number and what stands behind it here.
+
+    verdict: verified | mismatch (by a fact), supported | a claim's other verdicts, measured | stale, recipe, not run.
+    `ours` and `spread` (standard deviation over seeds, None for one) are set where the row itself was computed.
+    """
+
+    reported: Reported
+    verdict: str
+    by: str = ""
+    ours: float | None = None
+    spread: float | None = None
+    n: int = 0
+    command: str = ""
+
+
+@dataclass
+class Standing:
+    """One paper at one scale. `live` also looks at finished units in runs/ that no record holds yet."""
+
+    paper: Paper
+    scale: str = COMMITTED_SCALE
+    seeds: list[int] | None = None
+    live: bool = False
+
+    @cached_property
+    def records(self) -> dict[str, Record | None]:
+        """{claim or measurement: its results}."""
+        found = {}
+        for experiment in self.paper.experiments:
+            fresh = gather(self.paper, experiment, self.scale) if self.live else None
+            found[experiment.id] = fresh or read_record(self.paper.slug, experiment.id, self.scale)
+        return found
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """{claim: verdict}."""
+        return {
+            claim.id: judge(claim, self.records[claim.id], identity(claim), self.seeds) for claim in self.paper.claims
+        }
+
+    @cached_property
+    def facts(self) -> list[FactResult]:
+        """The facts as last computed for the present code."""
+        return facts.recorded(self.paper)
+
+    @property
+    def matches(self) -> int:
+        return sum(fact.verdict == "match" for fact in self.facts)
+
+    @cached_property
+    def missing(self) -> list[str]:
+        outcomes: dict[str, str] = {claim: verdict.verdict for claim, verdict in self.verdicts.items()}
+        outcomes |= {measurement.id: self._state(measurement) for measurement in self.paper.measurements}
+        return missing_parts(self.paper, self.facts, outcomes)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return [self._row(row) for row in self.paper.reported]
+
+    def _row(self, row: Reported) -> Row:
+        command = train_command(self.paper.slug, row.recipe) if row.recipe else ""
+        if row.fact is not None:
+            fact = next(fact for fact in self.facts if fact.id == row.fact)
+            verdict = {"match": "verified"}.get(fact.verdict, fact.verdict)
+            return Row(row, verdict, f"fact {row.fact}", fact.computed, n=1, command=command)
+        for measurement in self.paper.measurements:
+            if row.id in measurement.rows and (values := self._measured(measurement, row.id)):
+                spread = stdev(values) if len(values) > 1 else None
+                by = f"measurement {measurement.id}"
+                state = self._state(measurement)
+                return Row(
+                    row, "stale" if state == "stale" else "measured", by, fmean(values), spread, len(values), command
+                )
+        if row.claim is not None:
+            outcome = self.verdicts[row.claim].verdict
+            if outcome not in ("missing", "stale") or not row.recipe:
+                verdict = {"reproduced": "supported"}.get(outcome, outcome)
+                return Row(row, verdict, f"claim {row.claim}", command=command)
+        return Row(row, "recipe" if row.recipe else "not run", command=command)
+
+    def _state(self, measurement: Measurement) -> str:
+        """measured, stale, or missing when a planned unit has no result."""
+        record = self.records[measurement.id]
+        if record is not None and not same_identity(record, identity(measurement)):
+            return "stale"
+        found = {(unit["arm"], unit["seed"]) for unit in record["units"]} if record else set()
+        planned = {(arm, seed) for arm in measurement.all_arms for seed in self.seeds or measurement.seeds}
+        return "measured" if planned <= found else "missing"
+
+    def _measured(self, measurement: Measurement, row: str) -> list[float]:
+        record, cell = self.records[measurement.id], measurement.rows[row]
+        units = record["units"] if record else []
+        return [u["metrics"][cell.metric] for u in units if u["arm"] == cell.arm and cell.metric in u["metrics"]]
+
+    def brief(self) -> dict[str, Any]:
+        """One element of `encore list --json`; other tools read it, its keys stay."""
+        paper = self.paper
+        return {
+            "slug": paper.slug,
+            "title": paper.title,
+            "year": paper.year,
+            "modality": paper.modality,
+            "fidelity": paper.fidelity,
+            "facts": {"match": self.matches, "total": len(paper.facts)},
+            "claims": [
+                {"id": id, "verdict": v.verdict, "gap": rounded(v.gap), "interval": rounded_pair(v.interval), "n": v.n}
+                for id, v in self.verdicts.items()
+            ],
+            "missing": self.missing,
+        }
+
+    def full(self) -> dict[str, Any]:
+        """`encore show --json`: the brief, the paper's figures and what stands behind each."""
+        return {
+            **self.brief(),
+            "paper": self.paper.model_dump(mode="json"),
+            "rows": [
+                {"id": r.reported.id, "verdict": r.verdict, "by": r.by, "ours": rounded(r.ours), "command": r.command}
+                for r in self.rows
+            ],
+        }
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.9g}")
+
+
+def rounded_pair(interval: tuple[float, float] | None) -> list[float | None] | None:
+    return None if interval is None else [rounded(bound) for bound in interval]
+
+
+def train_command(slug: str, config: str) -> str:
+    """The command that trains a config of a paper's room."""
+    return f"python -m papers.{slug}.train fit --config {paths.shown(paths.room(slug) / config)}"
+
+
+def number(value: float | str | None) -> str:
+    """A figure as a reader wants it: whole numbers with thousands separators, others to four significant digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if float(value).is_integer() and abs(value) >= 1000:
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.1f}"
+
+
+def signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3g}"
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:+.3g}, {interval[1]:+.3g}]"
+
+
+def spoken(seconds: float) -> str:
+    """A duration as a reader wants it: 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """Where a unit ran, from its provenance."""
+    return f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('threads')} a unit"

@@ -1,1 +1,0 @@
-"""Named sources, tables, tokenizers, audio and video decoding, exact generators. Import the module you need."""

@@ -1,0 +1,1 @@
+"""On-disk formats: files of images, audio, video, tables, text and its vocabularies."""

@@ -1,0 +1,1 @@
+"""Exact generators of small data."""
