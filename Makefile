@@ -67,7 +67,7 @@ regress: $(READY) ## smoke loss trajectories against the committed ones, and the
 report: $(READY) ## a static site of everything, into reports/
 	@$(ENCORE) report
 
-speed: $(READY) $(EXTRA)speed ## steps, inference and peak memory against transformers and timm at equal weights
+speed: $(READY) ## steps, inference and peak memory against transformers and timm at equal weights
 	@$(BIN)/python -m benchmarks.cli speed $(ARGS)
 
 readme: $(READY) ## refresh the generated blocks of the READMEs
@@ -75,7 +75,7 @@ readme: $(READY) ## refresh the generated blocks of the READMEs
 
 lock: .tools/bin/uv ## pin what pyproject.toml asks for
 	@$(COMPILE) --extra dev pyproject.toml -o requirements.lock
-	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ray"], *extras["slurm"], *extras["speed"], sep="\n")' | $(COMPILE) --constraint requirements.lock - -o requirements-extras.lock
+	@$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ray"], *extras["slurm"], sep="\n")' | $(COMPILE) --constraint requirements.lock - -o requirements-extras.lock
 
 clean: ## remove the environment, runs and reports
 	rm -rf .venv .tools runs reports .mypy_cache .pytest_cache .ruff_cache
