@@ -132,10 +132,11 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
         for index, build in enumerate(builds):
             if build is not None and not build.startswith(("papers.", "common.")):
                 yield (field, index, "build"), "must lie in papers or common"
-    for index, row in enumerate(paper.recipe):
-        for pattern in row.patterns:
+    for index, constant in enumerate(paper.recipe):
+        field = "config" if constant.config else "configs"
+        for pattern in constant.patterns:
             if not any((room / "configs").glob(pattern)):
-                yield ("recipe", index, where), f"there is no file {pattern!r} in {paths.shown(room / 'configs')}"
+                yield ("recipe", index, field), f"there is no file {pattern!r} in {paths.shown(room / 'configs')}"
     for field, entries in (
         ("claims", [(claim.entry, claim.sources) for claim in paper.claims]),
         ("measurements", [(measurement.entry, measurement.sources) for measurement in paper.measurements]),
