@@ -1,7 +1,7 @@
 """Verdict of a claim: the gap between method and baseline, paired by seed, with its 95 % t interval.
 
-Before the gap is read both sides must clear the claim's plateau gate: be better than an untrained model, or chance, by so
-much in the mean over seeds.
+Before the gap is read both sides must clear the claim's plateau gate: be better than an untrained model, or chance, by
+so much in the mean over seeds.
 """
 
 import math

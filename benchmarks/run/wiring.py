@@ -1,4 +1,4 @@
-"""Whether the units of a claim are wired as paper.yaml says: what the arms share, in what they differ, what a seed moves.
+"""Whether the units of a claim are wired as paper.yaml says: what arms share, where they differ, what a seed moves.
 
 A unit's `wiring` (common/training/wiring.py) has its splits, the settings it declared and what every training used. In
 a committed record it is short: see `compact`.
@@ -48,7 +48,7 @@ def settings_of(wiring: dict[str, Any]) -> dict[str, Any]:
 
 
 def compact(wiring: dict[str, Any]) -> dict[str, Any]:
-    """At most MOST_BYTES of it for the eye: a training is one line of text; then the longest sections become a digest."""
+    """At most MOST_BYTES of it for the eye: a training is one line of text, and the longest sections become a digest."""
     short: dict[str, Any] = {}
     if splits := wiring.get("splits"):
         short["splits"] = {name: f"{split['examples']}:{split['digest']}" for name, split in splits.items()}
@@ -82,10 +82,11 @@ def _one_seed_for_all(by_seed: dict[int, dict[str, dict[str, Any]]]) -> Iterator
         for arm in arms.keys() & others.keys():
             first, second = _fits(arms[arm]), _fits(others[arm])
             if first and second:
-                if first[0]["start"] == second[0]["start"] and not first[0]["handed_over"]:
-                    yield f"arm {arm} starts from the same weights for seeds {seed} and {other}: the seed does not reach it"
-                if [fit["end"] for fit in first] == [fit["end"] for fit in second]:
-                    yield f"arm {arm} ends with the same weights for seeds {seed} and {other}: the seed does not reach it"
+                starts_alike = first[0]["start"] == second[0]["start"] and not first[0]["handed_over"]
+                ends_alike = [fit["end"] for fit in first] == [fit["end"] for fit in second]
+                if starts_alike or ends_alike:
+                    word = "starts from" if starts_alike else "ends with"
+                    yield f"arm {arm} {word} the same weights for seeds {seed} and {other}: the seed does not reach it"
 
 
 def _starts_differ(claim: Claim, by_seed: dict[int, dict[str, dict[str, Any]]]) -> Iterator[str]:
