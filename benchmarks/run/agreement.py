@@ -1,7 +1,8 @@
 """Where a run in runs/ agrees with the committed results: what `encore reproduce` ends with.
 
 A claim agrees when both verdicts are the same and the 95 % intervals of both gaps overlap (without an interval, the gap
-itself counts); a measured row when the means lie within two standard deviations of the seeds, taken together.
+itself counts); a measured row when the means lie within two standard deviations of the seeds, taken together. One seed
+has no spread to judge by: unless both figures are the same, nothing is said.
 """
 
 import math
@@ -81,11 +82,16 @@ def _rows(measurement: Measurement, committed: Standing, run: Standing) -> Itera
         kept, ours = committed.measured(measurement, row), run.measured(measurement, row)
         outcome = INCOMPLETE
         if run.state(measurement) == "measured" and ours:
-            spread = 2 * math.hypot(*(stdev(values) if len(values) > 1 else 0.0 for values in (kept, ours)))
-            near = kept and abs(fmean(kept) - fmean(ours)) <= max(spread, 1e-6 * abs(fmean(ours)))
-            judged = AGREES if near else DIFFERS
-            outcome = TRIED if run.scale == "smoke" else judged if committed.state(measurement) == "measured" else ALONE
+            fresh = committed.state(measurement) == "measured" and kept
+            outcome = TRIED if run.scale == "smoke" else _near(kept, ours) if fresh else ALONE
         yield Line(row, _reported(reported[row]), _values(kept), _values(ours), outcome)
+
+
+def _near(kept: list[float], ours: list[float]) -> str:
+    apart, spreads = abs(fmean(kept) - fmean(ours)), [stdev(values) for values in (kept, ours) if len(values) > 1]
+    if apart <= 2 * math.hypot(*spreads):
+        return AGREES
+    return DIFFERS if spreads else f"{TRIED}: one seed"
 
 
 def _values(values: list[float]) -> str:

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.paper import catalog
 from benchmarks.paper.files import write_atomic
+from benchmarks.run import elsewhere
 from benchmarks.run.carry import differences
 from benchmarks.run.records import dump, read_record, record_file
 from benchmarks.run.units import identity, same_identity
@@ -196,7 +198,7 @@ def test_a_unit_that_does_not_run_in_the_base_is_said_and_nothing_is_carried(ran
     tree.write(CLAIMS, claims)
     done = tree.encore("carry", "toy")
     assert done.returncode == 1
-    assert f"method seed 0 does not run in {base[:12]}: FileNotFoundError: no such set" in done.stderr
+    assert f"seed 0 does not run in {base[:12]}: FileNotFoundError: no such set" in done.stderr
     assert "carried" not in read_record("toy", "better")
 
 
@@ -245,3 +247,23 @@ def test_differences_are_exact_and_name_arm_seed_and_metric():
         "m seed 0: b is there only before",
         "m seed 0: c is there only now",
     ]
+
+
+@pytest.mark.parametrize("rooms", [{"catalog": "paper", "units": "run"}, {}])
+def test_a_tree_is_asked_through_its_own_harness_of_whatever_layout(tmp_path, rooms):
+    """Not through the present one, which an editable install offers for every module that the tree does not have."""
+    files = {
+        "catalog": "class Claim:\n    def model_dump(self, mode):\n        return {'metric': 'old'}\n\n\n"
+        "class Paper:\n    def experiment(self, claim):\n        return Claim()\n\n\n"
+        "def load_one(slug):\n    return Paper()\n",
+        "units": "def identity(experiment):\n    return {'code': 'of this tree'}\n",
+    }
+    for name, text in files.items():
+        file = tmp_path.joinpath("benchmarks", rooms.get(name, ""), f"{name}.py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "benchmarks/__init__.py").write_text("")
+    command = [sys.executable, "-P", elsewhere.__file__, "identities", '[["a", "b"]]']
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(asked.stdout) == [{"identity": {"code": "of this tree"}, "definition": {"metric": "old"}}]

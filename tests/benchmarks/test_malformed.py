@@ -144,7 +144,7 @@ def speed_holds_or_says_why(tree, text):
     (tree.root / SPEED_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
     refusal = None
     try:
-        speed_view(lambda kind, **arguments: Markup(json.dumps([kind, arguments], allow_nan=False)))
+        speed_view(lambda kind, **arguments: Markup(json.dumps([kind, arguments], allow_nan=False)), set())
     except EncoreError as error:
         refusal = str(error)
     if refusal is not None:
