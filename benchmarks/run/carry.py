@@ -166,7 +166,8 @@ def _base(stale: Stale, every: list[Stale], scratch: Scratch, since: str) -> tup
         seen.append(commit[:12])
         if found is None or not same_identity(record, found["identity"]):
             continue
-        then, now = ({key: definition.get(key) for key in DEFINITION} for definition in _definitions(found, stale))
+        both = found["definition"], elsewhere.definition(stale.experiment)
+        then, now = ({key: definition.get(key) for key in DEFINITION} for definition in both)
         if then != now:
             raise EncoreError(f"its definition in paper.yaml changed since {commit[:12]}: {_differing(then, now)}")
         return commit, [] if _is(found["identity"], record) else chain
@@ -331,10 +332,6 @@ def _environment(tree: Path, runs: Path) -> dict[str, str]:
     harness = [] if (tree / "benchmarks" / "__init__.py").is_file() else [own[1]]
     path = os.pathsep.join([str(tree), *harness, *given])
     return {**environment, "PYTHONPATH": path, "ENCORE_ROOT": str(tree), "ENCORE_RUNS": str(runs)}
-
-
-def _definitions(found: dict[str, Any], stale: Stale) -> tuple[dict[str, Any], dict[str, Any]]:
-    return found["definition"], stale.experiment.model_dump(mode="json")
 
 
 def _is(one: dict[str, Any], record: Record) -> bool:

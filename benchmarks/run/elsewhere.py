@@ -36,7 +36,12 @@ def described(paper: str, claim: str) -> dict[str, Any] | None:
     except Exception as error:  # the errors of that tree's classes are not ours
         print(f"{paper} {claim}: {error}", file=sys.stderr)
         return None
-    return {"identity": identity, "definition": experiment.model_dump(mode="json")}
+    return {"identity": identity, "definition": definition(experiment)}
+
+
+def definition(experiment: Any) -> dict[str, Any]:
+    """The fields that say what its units compute and how they are read."""
+    return {**experiment.model_dump(mode="json"), "arms": sorted(experiment.all_arms)}
 
 
 def run(file: Path, arguments: list[str]) -> int:

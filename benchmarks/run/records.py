@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.paper import paths
 from benchmarks.paper.files import read_json, write_atomic
 from benchmarks.paper.schema import Claim, Measurement, Paper
+from benchmarks.run import wiring
 from benchmarks.run.curves import Curve
 from benchmarks.run.units import IDENTITY, Unit, identity, is_curves, is_result, same_identity, units_of
 from common.errors import EncoreError
@@ -68,17 +69,21 @@ def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record 
     units = []
     for unit, result in _fresh(paper, experiment, scale):
         origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
-        kept_part = {key: value for key, value in result.items() if key != "curves"}
+        kept_part = {key: value for key, value in result.items() if key not in ("curves", "wiring")}
+        if isinstance(result.get("wiring"), dict):
+            kept_part["wiring"] = wiring.compact(result["wiring"])
         units.append({**kept_part, "arm": unit.arm, "seed": unit.seed, "provenance": origin})
     head = {"paper": paper.slug, "claim": experiment.id, "scale": scale}
     return {**head, **wanted, "units": units} if units else None
 
 
 def record_run(paper: Paper, experiment: Claim | Measurement) -> Path:
-    """Write the record of a complete run in runs/; EncoreError when units of the present code are missing.
+    """Write the record of a complete run in runs/; EncoreError when units are missing or miswired.
 
     Units that the committed record alone has, of this code or of one it was carried from, stay in it.
     """
+    if wrong := miswired(paper, experiment, COMMITTED_SCALE):
+        raise EncoreError(f"{paper.slug} {experiment.id}: {wrong[0]}; correct claims.py or paper.yaml")
     run = gather(paper, experiment, COMMITTED_SCALE)
     kept = read_record(paper.slug, experiment.id)
     if kept is not None and not same_identity(kept, identity(experiment)):
@@ -101,6 +106,11 @@ def record_run(paper: Paper, experiment: Claim | Measurement) -> Path:
         write_atomic(curves_file(paper.slug, experiment.id), text)
         write_atomic(file, dump(record))
     return file
+
+
+def miswired(paper: Paper, experiment: Claim | Measurement, scale: str) -> list[str]:
+    """What is wired wrongly among the units in runs/, see benchmarks.run.wiring; such a run is not recorded."""
+    return wiring.problems(experiment, [result for _, result in _fresh(paper, experiment, scale)])
 
 
 def has_run(paper: Paper, experiment: Claim | Measurement) -> bool:

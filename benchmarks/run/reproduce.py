@@ -9,7 +9,7 @@ from benchmarks.run import agreement, plan
 from benchmarks.run.engines import Interrupted, continue_command, run_units
 from benchmarks.run.plan import Entry
 from benchmarks.run.provenance import cores
-from benchmarks.run.records import COMMITTED_SCALE, has_run
+from benchmarks.run.records import COMMITTED_SCALE, has_run, miswired
 from benchmarks.run.standing import spoken
 from benchmarks.run.table import console, plan_table, print_agreement
 from benchmarks.run.units import Unit, identity
@@ -56,9 +56,15 @@ def reproduce(
     outdated = [entry.job.unit for entry in todo if entry.job.unit not in failed and is_outdated(entry.job.unit)]
     failed |= dict.fromkeys(outdated, "the code changed while it ran: run again")
     _show(papers, chosen, scale, seeds)
-    for unit, why in failed.items():
-        print(f"error: {unit.name}: {why}", file=sys.stderr)
-    return 1 if failed else 0
+    problems = [f"{unit.name}: {why}" for unit, why in failed.items()]
+    for (slug, claim), pair in chosen.items():
+        problems += [
+            f"{slug} {claim}: {line}; correct claims.py or paper.yaml, no such run is recorded"
+            for line in miswired(*pair, scale)
+        ]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def show_plan(

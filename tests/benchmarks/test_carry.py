@@ -253,7 +253,7 @@ def test_differences_are_exact_and_name_arm_seed_and_metric():
 def test_a_tree_is_asked_through_its_own_harness_of_whatever_layout(tmp_path, rooms):
     """Not through the present one, which an editable install offers for every module that the tree does not have."""
     files = {
-        "catalog": "class Claim:\n    def model_dump(self, mode):\n        return {'metric': 'old'}\n\n\n"
+        "catalog": "class Claim:\n    all_arms = ['b', 'a']\n\n    def model_dump(self, mode):\n        return {'metric': 'old'}\n\n\n"
         "class Paper:\n    def experiment(self, claim):\n        return Claim()\n\n\n"
         "def load_one(slug):\n    return Paper()\n",
         "units": "def identity(experiment):\n    return {'code': 'of this tree'}\n",
@@ -266,4 +266,6 @@ def test_a_tree_is_asked_through_its_own_harness_of_whatever_layout(tmp_path, ro
     command = [sys.executable, "-P", elsewhere.__file__, "identities", '[["a", "b"]]']
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(asked.stdout) == [{"identity": {"code": "of this tree"}, "definition": {"metric": "old"}}]
+    assert json.loads(asked.stdout) == [
+        {"identity": {"code": "of this tree"}, "definition": {"metric": "old", "arms": ["a", "b"]}}
+    ]
