@@ -253,7 +253,8 @@ def test_differences_are_exact_and_name_arm_seed_and_metric():
 def test_a_tree_is_asked_through_its_own_harness_of_whatever_layout(tmp_path, rooms):
     """Not through the present one, which an editable install offers for every module that the tree does not have."""
     files = {
-        "catalog": "class Claim:\n    all_arms = ['b', 'a']\n\n    def model_dump(self, mode):\n        return {'metric': 'old'}\n\n\n"
+        "catalog": "class Claim:\n    all_arms = ['b', 'a']\n\n    def model_dump(self, mode):\n"
+        "        return {'metric': 'old'}\n\n\n"
         "class Paper:\n    def experiment(self, claim):\n        return Claim()\n\n\n"
         "def load_one(slug):\n    return Paper()\n",
         "units": "def identity(experiment):\n    return {'code': 'of this tree'}\n",
