@@ -96,6 +96,7 @@ class Scratch:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.remover.kill()
         self.remover.communicate()
 
     def tree(self, commit: str) -> Path:
