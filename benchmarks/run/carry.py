@@ -179,12 +179,12 @@ def _base(stale: Stale, every: list[Stale], scratch: Scratch, since: str) -> tup
 def _candidates(record: Record, file: Path, since: str) -> Iterator[str]:
     """Commits at which the record may have been fresh: where its units ran, where it was last written, --from."""
     origins = sorted((unit["provenance"] for unit in record["units"]), key=lambda origin: origin["started"])
-    names = [origin["commit"] for origin in reversed(origins) if not origin["commit"].endswith("+changes")]
+    names = [origin["commit"] for origin in reversed(origins)]
     seen = set()
     for name in [*dict.fromkeys(names), git("log", "-1", "--format=%H", "--", str(file)).strip(), since]:
         try:
             commit = commit_of(name) if name else ""
-        except EncoreError:  # of another clone, or rewritten since
+        except EncoreError:  # "...+changes", of another clone, or rewritten since
             continue
         if commit and commit not in seen:
             seen.add(commit)
