@@ -79,7 +79,7 @@ class BEATsEncoder(Encoder):
         A last patch that audio fills in part would be dropped from a clip alone, but kept among longer ones.
         """
         from common.formats.audio import load_audio
-        from papers.beats.fbank import SAMPLE_RATE, spectrogram
+        from papers.beats.data import SAMPLE_RATE, spectrogram
 
         waveform, _ = load_audio(path, SAMPLE_RATE)
         clip = spectrogram(waveform, self.num_mel_bins, name=str(path))

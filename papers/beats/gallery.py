@@ -23,12 +23,12 @@ CLIPS, SHOWN = 200, 2
 
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """The first validation clips with the tokens of both tokenizers."""
-    data = SoundsData(num_clips=CLIPS, frames=FRAMES, num_mel_bins=MELS, seed=seed)
+    data = SoundsData(batch_size=PLAN.batch_size, num_clips=CLIPS, frames=FRAMES, num_mel_bins=MELS, seed=seed)
     data.setup()
 
     def loader(trainer: L.Trainer) -> DataLoader:
         return train_loader(
-            data.train_set, PLAN.batch_size, seed=seed, num_batches=100, trainer=trainer, collate_fn=pad_batch
+            data.train, PLAN.batch_size, seed=seed, num_batches=100, trainer=trainer, collate_fn=pad_batch
         )
 
     run = Run("beats", "gallery", "distilled", seed, "cpu", folder)
@@ -37,7 +37,7 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
     random = RandomProjectionTokenizer(patch_size=PATCH, dim=32, num_codes=PLAN.num_codes)
     items = []
     for index in range(SHOWN):
-        clip, label = data.val_set[index]
+        clip, label = data.valid[index]
         sound = CLASSES[int(label)].replace("_", " ")
         for name, tokenizer in (("random projection", random), ("distilled", distilled)):
             items.append(_item(tokenizer, name, clip, sound))

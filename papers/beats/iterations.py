@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
+from common.training.recipe import Optim
 from common.training.run import Run, fit
 from papers.beats.model import AudioClassifier, Encoder
 from papers.beats.module import PretrainModule, TokenizerModule
@@ -27,7 +28,11 @@ class Settings:
     code_dim: int = 256
     lr: float = 5e-4
     tokenizer_lr: float = 5e-5
-    warmup_share: float = 0.08
+
+    def optim(self, lr: float, steps: int) -> Optim:
+        """The recipe of both stages, 8 % of the steps for the warm-up."""
+        warmup = int(0.08 * steps)
+        return Optim(lr, weight_decay=0.01, betas=(0.9, 0.98), schedule="linear", warmup=warmup, total=steps)
 
 
 def pretrain_module(
@@ -35,28 +40,24 @@ def pretrain_module(
 ) -> PretrainModule:
     """One encoder's pre-training; kind may be the regression control."""
     return kind(
+        settings.optim(settings.lr, steps),
         tokenizer=tokenizer,
         encoder=settings.encoder,
         predictor=settings.predictor,
         num_codes=settings.num_codes,
         code_dim=settings.code_dim,
-        lr=settings.lr,
-        warmup_steps=int(settings.warmup_share * steps),
-        total_steps=steps,
     )
 
 
 def tokenizer_module(settings: Settings, steps: int, teacher: Encoder | AudioClassifier) -> TokenizerModule:
     """One tokenizer's training."""
     return TokenizerModule(
+        settings.optim(settings.tokenizer_lr, steps),
         teacher=teacher,
         encoder=settings.encoder,
         estimator=settings.estimator,
         num_codes=settings.num_codes,
         code_dim=settings.code_dim,
-        lr=settings.tokenizer_lr,
-        warmup_steps=int(settings.warmup_share * steps),
-        total_steps=steps,
     )
 
 
