@@ -10,11 +10,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.eval.linear_probe import ridge_over_folds
 from common.fast.flops import multiply_adds
 from common.training.loaders import train_loader
 from common.training.run import Run
@@ -124,18 +124,8 @@ class Corpus:
         return torch.cat(cut)[:, None], owner
 
     def probe(self, features: np.ndarray) -> float:
-        """Accuracy (%) of a ridge classifier on clip features (clips, D), each fold held out once.
-
-        The ridge strength is chosen inside the training folds by generalised cross-validation.
-        """
-        right = np.zeros(len(self.labels), dtype=bool)
-        for fold in np.unique(self.folds):
-            train, test = self.folds != fold, self.folds == fold
-            mean, std = features[train].mean(0), features[train].std(0).mean() + 1e-8
-            classifier = RidgeClassifierCV(alphas=np.logspace(-2, 4, 13))
-            classifier.fit((features[train] - mean) / std, self.labels[train])
-            right[test] = classifier.predict((features[test] - mean) / std) == self.labels[test]
-        return 100 * float(right.mean())
+        """Accuracy (%) of a ridge classifier on clip features (clips, D), each fold held out once."""
+        return ridge_over_folds(features, self.labels, self.folds)
 
 
 @torch.no_grad()

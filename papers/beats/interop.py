@@ -174,13 +174,12 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def trained(checkpoint: Checkpoint) -> Model:
-    """The model of a training checkpoint of any stage: encoder, tokenizer, or fine-tuned classifier, in eval mode."""
-    kind = checkpoint.module.rpartition(".")[2]
+    """The model of a training checkpoint of any stage: encoder, tokenizer or fine-tuned classifier, in eval mode."""
     encoder = Encoder(**(checkpoint.argument("encoder") or {}))
     model: Model
-    if kind == "FineTuneModule":
+    if "num_classes" in checkpoint.arguments:
         prefix, model = "model.", AudioClassifier(encoder, checkpoint.argument("num_classes"))
-    elif kind == "TokenizerModule":
+    elif "commitment" in checkpoint.arguments:
         codes = {name: checkpoint.argument(name) for name in ("num_codes", "code_dim")}
         prefix, model = "tokenizer.", DistilledTokenizer(encoder, **codes)
     else:
