@@ -89,10 +89,14 @@ class Corpus:
             self.waveforms, self.features, self.phones = clips.waveforms, clips.features, clips.phones
             self.speakers, self.texts = clips.speakers, clips.texts
 
-    def split(self, fold: int) -> Split:
-        held = held_out(self.speakers, self.texts, fold)
+    def split(self, run: Run) -> Split:
+        """The fold of the run's seed, declared."""
+        held = held_out(self.speakers, self.texts, run.seed)
         parts = (~held.speaker & ~held.text, held.speaker & held.text, ~held.speaker & held.text)
-        return Split(*(np.flatnonzero(part).tolist() for part in parts))
+        split = Split(*(np.flatnonzero(part).tolist() for part in parts))
+        for name, part in zip(("train", "test:strangers", "test:sentences"), split):
+            run.split(name, [self.features[i] for i in part])
+        return split
 
     def frame_speakers(self) -> list[Tensor]:
         """The clip's speaker as a label of every frame that has a phone."""
@@ -113,6 +117,8 @@ def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Enco
     """An encoder pre-trained on the clips under the policy of an ablation name."""
     module = PretrainModule(pretraining(plan.lr, plan.steps), encoder=encoder_sizes(run, plan))
     batches = Bucketed(clips, buckets([len(clip) for clip in clips], plan.batch_size))
+    run.split("train:batches", batches)
+    run.settings(alteration=alteration)
     collate = partial(altered_batch, policy=named_policy(alteration))
     make = partial(bucket_loader, batches, collate, seed=run.seed)
     fit(module, lambda trainer: make(trainer=trainer), run=run, max_steps=plan.steps, gradient_clip_val=5.0)
@@ -125,15 +131,14 @@ def encoder_sizes(run: Run, plan: Plan) -> dict[str, Any]:
     return plan.encoder
 
 
-def representation(run: Run, plan: Plan, corpus: Corpus) -> Represent:
+def representation(run: Run, plan: Plan, corpus: Corpus, train: list[int]) -> Represent:
     """What an arm's probes see: the "logmel" frames themselves, the last layer of an "untrained" encoder, or that of
     one pre-trained under the alteration the arm is named after."""
     if run.arm == "logmel":
         return lambda x: x
     if run.arm == "untrained":
         return last_layer(Encoder(**encoder_sizes(run, plan)))
-    train = [corpus.features[i] for i in corpus.split(run.seed).train]
-    return last_layer(pretrain(run, plan, train, run.arm))
+    return last_layer(pretrain(run, plan, [corpus.features[i] for i in train], run.arm))
 
 
 def last_layer(encoder: Encoder) -> Represent:
@@ -162,7 +167,8 @@ def surface_features(run: Run) -> dict[str, float]:
     """Claim 1. Arms "T-F-M", "untrained", "logmel": phones of unseen speakers in unseen sentences, from one frame of
     the representation (phone_linear) and from nine side by side (phone_concat)."""
     plan, corpus = PLANS[run.scale], Corpus(run.scale)
-    represent, split = representation(run, plan, corpus), corpus.split(run.seed)
+    split = corpus.split(run)
+    represent = representation(run, plan, corpus, split.train)
     train, test = ([represent(corpus.features[i]) for i in part] for part in (split.train, split.strangers))
     train_labels, test_labels = ([corpus.phones[i] for i in part] for part in (split.train, split.strangers))
     settings = {"steps": plan.probe_steps, "seed": run.seed}
@@ -177,7 +183,8 @@ def axes(run: Run) -> dict[str, float]:
     """Claim 2. Arms "T", "F", "T-F-M": phones of unseen speakers in unseen sentences, training speakers in unseen
     sentences, both from single frames, and again with noise at 10 dB in the test clips."""
     plan, corpus = PLANS[run.scale], Corpus(run.scale)
-    represent, split = representation(run, plan, corpus), corpus.split(run.seed)
+    split = corpus.split(run)
+    represent = representation(run, plan, corpus, split.train)
     train = [represent(corpus.features[i]) for i in split.train]
     speakers = corpus.frame_speakers()
     settings = {"steps": plan.probe_steps, "seed": run.seed}

@@ -140,20 +140,20 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Ten
 
 
 def tera_base(input_dim: int = 80, dropout: float = 0.1) -> Encoder:
-    """3 layers, the paper's main model: 21,327,360 parameters on 80-dimensional frames (21,296,640 on fMLLR-40)."""
+    """3 layers, the paper's main model; input_dim is 40 for fMLLR."""
     return Encoder(input_dim, depth=3, dropout=dropout)
 
 
 def tera_medium(input_dim: int = 80, dropout: float = 0.1) -> Encoder:
-    """6 layers: 42,590,976 parameters."""
+    """6 layers."""
     return Encoder(input_dim, depth=6, dropout=dropout)
 
 
 def tera_large(input_dim: int = 80, dropout: float = 0.1) -> Encoder:
-    """12 layers, Mockingjay's size: 85,118,208 parameters."""
+    """12 layers, Mockingjay's size."""
     return Encoder(input_dim, depth=12, dropout=dropout)
 
 
 def tera_slim(input_dim: int = 80, dropout: float = 0.3) -> Encoder:
-    """12 thin layers, in the repository only: 14,238,336 parameters."""
+    """12 thin layers, in the repository only."""
     return Encoder(input_dim, dim=384, depth=12, num_heads=8, mlp_dim=768, dropout=dropout)
