@@ -24,7 +24,7 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
     data.setup()
 
     run = Run("beats", "gallery", "distilled", seed, "cpu", folder)
-    settings, steps = PLAN.settings, PLAN.tokenizer_steps
+    settings = PLAN.settings
     encoder = train_encoder(run, data.train, settings, PLAN.encoder_steps, name="encoder1")
     distilled = train_tokenizer(
         run, data.train, PLAN.settings, PLAN.tokenizer_steps, name="tokenizer2", teacher=encoder
