@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from common.eval.classification import multi_view_accuracy
 from common.fast.flops import multiply_adds
 from common.training.run import Run, fit
 from common.worlds.moving_digits import DIRECTIONS
@@ -27,7 +28,7 @@ from papers.videomae_v2.model import (
     true_indices,
     vit_tiny_patch8_32,
 )
-from papers.videomae_v2.module import FineTuning, Pretraining, multi_view_accuracy
+from papers.videomae_v2.module import FineTuning, Pretraining
 
 DECODER = {"encoder_only": "none", "dual": "running_cell", "dual_equal_cost": "running_cell", "random": "random"}
 

@@ -11,7 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from common.eval.multi_view import average_views
+from common.eval.classification import multi_view_accuracy
 from common.layers import TransformerLayer, TubeletEmbed
 from common.layers.attention import take_tokens
 from common.training.optim import adamw, schedule
@@ -173,18 +173,6 @@ class FineTuning(L.LightningModule):
         )
         total = int(self.trainer.estimated_stepping_batches)
         return schedule(optimizer, "cosine", warmup=int(self.warmup * total), total=total, floor=self.min_lr / self.lr)
-
-
-def multi_view_accuracy(logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> dict[str, float]:
-    """top1 and top5 in percent after averaging the softmax scores of each video's views (5 clips x 3 crops: Sec. 4).
-
-    logits: (V, classes); label, index (video number), view: (V,). A view that occurs twice counts once.
-    """
-    scores, ids = average_views(logits, index, view)
-    truth = torch.zeros_like(ids)
-    truth[torch.searchsorted(ids, index)] = label
-    ranked = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
-    return {"top1": 100 * float(ranked[:, 0].double().mean()), "top5": 100 * float(ranked.any(1).double().mean())}
 
 
 def checkpoint_blocks(model: VideoMAE | VideoClassifier) -> None:
