@@ -48,7 +48,7 @@ def parameter_groups(
 
 
 def layer_id(name: str, depth: int, last: tuple[str, ...] = ("head.",)) -> int:
-    """Number of a parameter's layer for layer_decay: 0 embedding, i + 1 layer i of `depth`, depth + 1 what holds `last`.
+    """A parameter's number for layer_decay: 0 embedding, i + 1 layer i of `depth`, depth + 1 if its name holds `last`.
 
     name: "encoder.blocks.layers.3.norm1.weight" and the like.
     """

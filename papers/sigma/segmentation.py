@@ -1,5 +1,6 @@
 """Unsupervised video object segmentation (benchmark II): K-means on a clip's tube features against its object masks."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -10,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from papers.sigma.downstream import load_encoder
+from common.training.run import hand_over
+from papers.sigma.interop import video_weights
 from papers.videomae_v2.model import Grid, VideoEncoder
 
 Matching = Literal["hungarian", "greedy"]
@@ -58,7 +60,7 @@ class Segmentation(L.LightningModule):
     def __init__(self, encoder: VideoEncoder, *, weights: str, overclusters: int = 10) -> None:
         super().__init__()
         self.encoder, self.overclusters = encoder, overclusters
-        load_encoder(encoder, weights)
+        hand_over(video_weights(Path(weights)), encoder, rename={"encoder.": ""})
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         for features, mask in zip(self.encoder(batch["video"]), batch["mask"]):
