@@ -9,14 +9,14 @@ from papers.videomae_v2.model import VideoClassifier
 
 
 class FineTuning(videomae_v2.FineTuning):
-    """VideoMAE's fine-tuning, from the encoder in `weights` (see video_weights). Options: those of the parent class."""
+    """VideoMAE's fine-tuning, from the encoder in `weights` (see video_weights). Options: those of the parent class.
+
+    frozen: the linear probe, where only the pooling norm's gain and bias and the head are trained.
+    """
 
     read_weights = staticmethod(video_weights)
 
-
-class LinearProbe(FineTuning):
-    """FineTuning with everything frozen but the pooling norm's gain and bias and the head."""
-
-    def __init__(self, model: VideoClassifier, optim: Optim, **options: Any) -> None:
+    def __init__(self, model: VideoClassifier, optim: Optim, *, frozen: bool = False, **options: Any) -> None:
         super().__init__(model, optim, **options)
-        model.encoder.requires_grad_(False)
+        if frozen:
+            model.encoder.requires_grad_(False)
