@@ -57,10 +57,11 @@ class Segmentation(L.LightningModule):
     """`test`: mean over clips of the IoU with K = number of labels in the clip (clustering, Hungarian) and K = 10
     (over-clustering, greedy). Batches: video (B, 3, T, H, W), mask (B, T, H, W) int64 with 0 for the background."""
 
-    def __init__(self, encoder: VideoEncoder, *, weights: str, overclusters: int = 10) -> None:
+    def __init__(self, encoder: VideoEncoder, *, weights: str | None = None, overclusters: int = 10) -> None:
         super().__init__()
         self.encoder, self.overclusters = encoder, overclusters
-        hand_over(video_weights(Path(weights)), encoder, rename={"encoder.": ""})
+        if weights is not None:
+            hand_over(video_weights(Path(weights)), encoder, rename={"encoder.": ""})
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         for features, mask in zip(self.encoder(batch["video"]), batch["mask"]):
