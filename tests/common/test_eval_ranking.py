@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import EncoreError
-from common.eval.retrieval import ranks, retrieval
+from common.eval.ranking import ranks, retrieval
 from common.eval.rouge import rouge
 
 
