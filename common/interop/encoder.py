@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from common.errors import EncoreError
 from common.interop.checkpoint import Checkpoint
-from common.interop.weights import load_config
+from common.interop.layout import Layout
+from common.interop.weights import check_and_load, load_config, load_weights, save_weights
 
 BLOCK = "encore"
 FORMAT = 1
@@ -101,6 +102,60 @@ class Encoder(nn.Module):
             raise EncoreError(
                 f"{where}: does not describe a model of {paper} ({error!r:.200}); export it again"
             ) from error
+
+
+class Exported(Encoder):
+    """The common body of the papers' encoders: a module's weights below a prefix, a directory through a Layout.
+
+    A subclass names model_types (of config.json; the first is written), the one module `within` whose constructors a
+    checkpoint may name in its module's `argument`, and the layout (None: the directory holds our own names); it says
+    how a config.json makes a model (`from_config`) and what config.json says of one (`config`).
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    within: ClassVar[str] = ""
+    argument: ClassVar[str] = "model"
+    prefixes: ClassVar[tuple[str, ...]] = ("model.",)  # of the model in a checkpoint's state; the first that occurs
+    layout: ClassVar[Layout | None] = None
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        model = cls.build(checkpoint)
+        prefix = next((p for p in cls.prefixes if any(n.startswith(p) for n in checkpoint.state)), cls.prefixes[-1])
+        check_and_load(model, checkpoint.part(prefix), checkpoint.path)
+        return cls(model)
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint) -> nn.Module:
+        """The model that a checkpoint's configuration describes, with weights of any kind."""
+        return checkpoint.built(cls.argument, cls.within)
+
+    @classmethod
+    def from_hub(cls, directory: str | Path) -> Self:
+        model = cls.from_config(expect(directory, *cls.model_types), directory)
+        if cls.layout is None:
+            check_and_load(model, load_weights(directory), directory)
+        else:
+            cls.layout.load(model, directory)
+        return cls(model)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], directory: str | Path) -> nn.Module:
+        """The model that a config.json describes, with weights of any kind."""
+        raise NotImplementedError
+
+    def to_hub(self, directory: str | Path) -> None:
+        config = {"model_type": self.model_types[0], **self.config()}
+        state = self.model.state_dict()
+        save_weights(directory, state if self.layout is None else self.layout.to_theirs(state), config)
+
+    def config(self) -> dict[str, Any]:
+        """config.json of the model, without model_type."""
+        raise NotImplementedError
 
 
 def encoder_class(paper: Any, source: str | Path = "paper") -> type[Encoder]:

@@ -4,7 +4,7 @@ seen."""
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -129,3 +129,67 @@ def train_loader(
         generator=torch.Generator().manual_seed(seed),  # else each pass would draw from the global generator
         persistent_workers=num_workers > 0,
     )
+
+
+class Loaders(L.LightningDataModule):
+    """Loaders over the map-style datasets `train`, `valid` and `test`, which a subclass fills in its constructor or in
+    `setup`. Training resumes exactly (see train_loader); validation and test take every example once, in order.
+
+    collate: what makes a batch of items, a function of the class or of the instance; None stacks tensors.
+    batch_size: examples a process takes in a step. eval_batch_size: the same in validation and test, where it differs.
+    batches_per_epoch cuts epochs of that many batches (default: one pass without the incomplete last batch).
+    """
+
+    collate: ClassVar[Any] = None
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        batches_per_epoch: int | None = None,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise EncoreError(f"{type(self).__name__}: batch_size must be at least 1, not {batch_size}")
+        if num_workers < 0:
+            raise EncoreError(f"{type(self).__name__}: num_workers must not be negative, got {num_workers}")
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batches_per_epoch, self.eval_batch_size = batches_per_epoch, eval_batch_size or batch_size
+        self.train: Any = None
+        self.valid: Any = None
+        self.test: Any = None
+
+    def train_dataloader(self) -> DataLoader:
+        return train_loader(
+            self._there("train"),
+            self.batch_size,
+            seed=self.seed,
+            num_batches=self.batches_per_epoch,
+            trainer=self.trainer,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> Any:
+        return [] if self.valid is None else self.evaluation(self.valid)
+
+    def test_dataloader(self) -> Any:
+        return self.evaluation(self._there("test"))
+
+    def evaluation(self, dataset: Any, batch_size: int | None = None) -> DataLoader:
+        """Every example of a dataset once, in order."""
+        return DataLoader(
+            dataset,
+            batch_size or self.eval_batch_size,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=torch.Generator().manual_seed(self.seed),  # workers' seeds must not come from the training's
+        )
+
+    def _there(self, split: str) -> Any:
+        if getattr(self, split) is None:
+            raise EncoreError(f"{type(self).__name__} has no {split} split; name its files in the data section")
+        return getattr(self, split)

@@ -1,14 +1,15 @@
 """Parameter groups, AdamW and learning-rate schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-Kind = Literal["constant", "linear", "cosine", "inverse_sqrt"]
+Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd", "step"]
+Kind = Schedule
 
 
 def parameter_groups(
@@ -19,10 +20,10 @@ def parameter_groups(
     layer_decay: float | None = None,
     layer_id: Callable[[str], int] | None = None,
     no_decay: Iterable[str] = (),
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters: gains, biases and everything else with fewer than two dimensions get no
-    weight
-    decay, nor do parameters whose name ends with one of `no_decay`.
+    """Groups of the trainable parameters. Gains, biases and everything else with fewer than two dimensions get no
+    weight decay (unless decay_all), nor do parameters whose name ends with one of `no_decay`.
 
     layer_decay with layer_id(name) -> 0 (embedding) .. L (head): the learning rate of layer i is
     lr * layer_decay^(L - i), where L is the largest id met (BEiT, Sec. 2.5; ELECTRA, App. B).
@@ -33,7 +34,7 @@ def parameter_groups(
     last = max(ids.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named:
-        decays = parameter.dim() >= 2 and not (suffixes and name.endswith(suffixes))
+        decays = (decay_all or parameter.dim() >= 2) and not (suffixes and name.endswith(suffixes))
         key = (ids[name], decays)
         if key not in groups:
             groups[key] = {"params": [], "weight_decay": weight_decay if decays else 0.0}
@@ -59,11 +60,22 @@ def adamw(
     return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def factor(step: int, kind: Kind, *, warmup: int, total: int, floor: float = 0.0) -> float:
+def factor(
+    step: int,
+    kind: Schedule,
+    *,
+    warmup: int,
+    total: int,
+    floor: float = 0.0,
+    cooldown: float = 0.1,
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+) -> float:
     """Multiplier of the peak learning rate at optimizer step `step` (0-based).
 
-    Linear warm-up over `warmup` steps (step 0 has 1/warmup of the peak), then constant, linear or cosine to `floor` (a
-    share of the peak) at `total`, or inverse square root of the step.
+    Linear warm-up over `warmup` steps (step 0 has 1/warmup of the peak), then constant; linear or cosine to `floor` (a
+    share of the peak) at `total`; inverse square root of the step; `wsd` (warm-up, stable, decay): 1 until the last
+    `cooldown` share of all steps, then linear to `floor`; `step`: times `gamma` at each milestone.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -71,6 +83,12 @@ def factor(step: int, kind: Kind, *, warmup: int, total: int, floor: float = 0.0
         return 1.0
     if kind == "inverse_sqrt":
         return math.sqrt(max(warmup, 1) / max(step + 1, 1))
+    if kind == "step":
+        return gamma ** sum(step >= milestone for milestone in milestones)
+    if kind == "wsd":
+        kind, warmup = "linear", max(warmup, total - round(cooldown * total))
+        if step < warmup:
+            return 1.0
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
     shape = 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return floor + (1.0 - floor) * shape
