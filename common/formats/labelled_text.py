@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from common.errors import EncoreError
+from common.training.loaders import Loaders
 
 # A file belongs to the first split that its name begins with.
 SPLITS = ("train", "validation_matched", "validation_mismatched", "validation", "test")
@@ -172,3 +173,29 @@ def glue_examples(path: str | Path, name: str) -> tuple[Examples, list[Examples]
         for split in ("train", *task.validation)
     )
     return train, valid
+
+
+class GLUETask(Loaders):
+    """One GLUE task from a local folder (see local_dataset): batches (what `collate` makes of the rows, ..., labels).
+
+    A subclass of a paper says how its tokenizer makes rows: `rows(examples)` and `collate`. MNLI validates on its
+    matched and on its mismatched part.
+    """
+
+    def __init__(
+        self, path: str, task: str, *, batch_size: int = 32, max_length: int = 512, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        self.path, self.task_name, self.task, self.max_length = path, task, glue_task(task), max_length
+
+    def rows(self, examples: Examples) -> Dataset:
+        """The rows of a split, with their labels."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is None:
+            train, valid = glue_examples(self.path, self.task_name)
+            self.train, self.valid = self.rows(train), [self.rows(part) for part in valid]
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [self.evaluation(part) for part in self.valid]

@@ -128,7 +128,8 @@ def test_the_descriptions_are_documents_and_sentences_and_what_is_held_out_is_no
     assert len(corpora.paragraphs()) > 50
     for split in (corpora.documents, corpora.sentences):
         train, held_out = split("sklearn")
-        assert len(train) > 40 and len(held_out) > 10
+        assert len(train) > 40
+        assert len(held_out) > 10
     train, held_out = corpora.documents("sklearn")
     found = corpora.paragraphs()
     assert held_out == found[9::10]
