@@ -3,7 +3,7 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,26 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, li
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, plain or gzipped."""
+    """Text of a UTF-8 file, plain or gzipped, without a byte order mark."""
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise EncoreError(f"{path}: not a readable UTF-8 text ({error}); delete it and fetch it again") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of the non-blank lines of a UTF-8 file, read one by one: some have gigabytes.
+
+    Only a line feed ends a line: texts of the web hold other characters that `str.splitlines` takes for an end.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EncoreError(f"{path}: not a readable UTF-8 text ({error}); put the published file there") from None
 
 
 def decode_image(cell: dict[str, Any] | bytes, mode: str = "RGB") -> Image.Image:
