@@ -11,7 +11,7 @@ ranking               query, passage, rank, score
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from common.errors import EncoreError
 from common.formats.lines import byte_lines, text_lines
 from common.formats.tables import read_table
 
+Line = TypeVar("Line")
+N = TypeVar("N", int, float)
 Judgements = Mapping[str, Mapping[str, int]]  # query -> document -> relevance; above 0 is relevant
 Ranking = dict[str, list[tuple[str, float]]]  # query -> (document, score), best first
 
@@ -90,7 +92,7 @@ class TextFile(Mapping[str, Passage]):
             ) from None
 
 
-def filled[Line](path: Path, lines: Callable[[Path], Iterator[Line]]) -> Iterator[Line]:
+def filled(path: Path, lines: Callable[[Path], Iterator[Line]]) -> Iterator[Line]:
     """The lines of a file. EncoreError when there are none."""
     line = None
     for line in lines(path):
@@ -145,7 +147,7 @@ def read_ranking(path: str | Path) -> Ranking:
     return ranking
 
 
-def _number[N: (int, float)](kind: type[N], text: str, what: str, query: str) -> N:
+def _number(kind: type[N], text: str, what: str, query: str) -> N:
     try:
         return kind(text)
     except ValueError:
