@@ -16,7 +16,7 @@ from benchmarks.run.verdict import Verdict
 COLOURS = {
     **dict.fromkeys(("match", "verified", "reproduced", "supported"), "green"),
     **dict.fromkeys(("mismatch", "error", "not reproduced"), "red"),
-    **dict.fromkeys(("inconclusive", "stale", "missing", "not computed"), "yellow"),
+    **dict.fromkeys(("inconclusive", "undertrained", "stale", "missing", "not computed"), "yellow"),
     "measured": "cyan",
 }
 
@@ -139,6 +139,9 @@ def print_standing(standing: Standing, out: Console) -> None:
         out.print(claims_table(standing))
         out.print(*(f"  {claim.id}: {escape(claim.statement)}" for claim in paper.claims), sep="\n")
         out.print(*(f"  {claim.id}: {ran(standing.verdicts[claim.id])}" for claim in paper.claims), sep="\n")
+        if standing.scale != "smoke":
+            below = {claim: verdict.below for claim, verdict in standing.verdicts.items() if verdict.below}
+            out.print(*(f"  {claim} does not clear its gate: {escape(why)}" for claim, why in below.items()), sep="\n")
     if standing.scale == "smoke":
         return
     if paper.reported:
