@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -36,6 +37,57 @@ class Fact(Strict):
     rel_tol: float = Field(0.0, ge=0, lt=1)
     source: Source
     note: str | None = None
+
+
+ConfigName = Annotated[str, Field(pattern=r"^[\w.*?-]+\.yaml$", max_length=100)]
+Key = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)]
+
+
+class Constant(Strict):
+    """One published constant of training, held against where it stands: a key of configs, a product of keys, or what a
+    callable returns (for constants that stand in code).
+
+    Configs are files of the paper's configs/ folder, also by pattern ("paper_glue_*.yaml"); the row matches when all of
+    them do. `devices` in a product is the number of processes (devices times nodes).
+    """
+
+    config: ConfigName | None = None
+    configs: list[ConfigName] = []
+    key: Key | None = None
+    product: list[Key] = []
+    build: EntryPoint | None = None
+    args: dict[str, JsonValue] = {}
+    reported: JsonValue
+    rel_tol: float = Field(0.0, ge=0, lt=1)
+    source: Source
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def says_where(self) -> Constant:
+        if (self.key is not None) + bool(self.product) + (self.build is not None) != 1:
+            raise ValueError("give one of key, product and build")
+        if (self.config is not None) + bool(self.configs) != (self.build is None):
+            raise ValueError("give config or configs with a key or a product, and neither with build")
+        return self
+
+    @field_validator("reported")
+    @classmethod
+    def numbers_are_numbers(cls, reported: JsonValue) -> JsonValue:
+        for value in reported if isinstance(reported, list) else [reported]:
+            if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+e[+-]?\d+", value, re.IGNORECASE):
+                raise ValueError(f"yaml reads {value} as text: write it as 5.0e-4 is written")
+        return reported
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.config] if self.config is not None else list(self.configs)
+
+    @property
+    def where(self) -> str:
+        """What a reader is shown of it: "paper_*.yaml model.init_args.lr"."""
+        value = self.key or " x ".join(self.product) or str(self.build)
+        arguments = ", ".join(f"{name}={value}" for name, value in self.args.items())
+        return " ".join([*self.patterns, f"{value}({arguments})" if arguments else value])
 
 
 class ArmMetric(Strict):
@@ -207,6 +259,7 @@ class Paper(Strict):
     fidelity: Literal["confirmed", "partly", "reconstructed"]
     choices: list[str] = []
     facts: list[Fact] = []
+    recipe: list[Constant] = []
     claims: list[Claim] = []
     measurements: list[Measurement] = []
     reported: list[Reported] = []
