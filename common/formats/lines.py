@@ -27,4 +27,6 @@ def text_lines(path: str | Path) -> Iterator[str]:
         try:
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError:
-            raise EncoreError(f"{path}:{number}: not a readable UTF-8 text; fetch the file again, or convert it") from None
+            raise EncoreError(
+                f"{path}:{number}: not a readable UTF-8 text; fetch the file again, or convert it"
+            ) from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import EncoreError
-from common.interop.layout import Also, Drop, Fused, Layout
+from common.interop.layout import Drop, Fused, Layout
 from common.interop.weights import load_config
 from common.layers.bert import Bert, BertMLM
 

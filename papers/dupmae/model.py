@@ -148,3 +148,6 @@ def tiny_bert(vocab_size: int = 2048, dropout: float = 0.0, attention_dropout: f
         dropout=dropout,
         attention_dropout=attention_dropout,
     )
+
+
+SIZES = {"tiny": tiny_bert, "base": bert_base}

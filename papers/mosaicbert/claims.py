@@ -71,7 +71,9 @@ def wikitext(plan: Plan) -> Text:
     train, held_out = corpora.sentences("wikitext2")
     tokenizer = WordPiece.train(train, plan.vocab_size, rarest=5)
     parts = (train, held_out[: plan.held_out])
-    return Text(*(TextBlocks(document_blocks(part, tokenizer), tokenizer, plan.max_length) for part in parts), tokenizer)
+    return Text(
+        *(TextBlocks(document_blocks(part, tokenizer), tokenizer, plan.max_length) for part in parts), tokenizer
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- masked words
@@ -120,9 +122,7 @@ def pretrain(run: Run, encoder: str, rows: TextBlocks, masking: Masking, steps: 
     )  # fmt: skip
     L.seed_everything(run.seed, verbose=False)
     module = Pretraining(optim, encoder, plan.vocab_size)
-    train_on(
-        run, module, rows, steps=steps, batch_size=plan.batch_size, collate=masking, name="pretraining"
-    )
+    train_on(run, module, rows, steps=steps, batch_size=plan.batch_size, collate=masking, name="pretraining")
     return module.model
 
 

@@ -232,9 +232,7 @@ class GLUE(GLUETask):
         num_workers: int = 0,
         seed: int = 19,
     ) -> None:
-        super().__init__(
-            path, task, batch_size=batch_size, max_length=max_length, num_workers=num_workers, seed=seed
-        )
+        super().__init__(path, task, batch_size=batch_size, max_length=max_length, num_workers=num_workers, seed=seed)
         self.tokenizer_path = tokenizer
 
     def rows(self, examples: Examples) -> Dataset:
