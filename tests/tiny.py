@@ -5,12 +5,15 @@ tiny.wav(tmp_path / "a.wav"); tiny.randomise(model); tiny.quiet(3).fit(module, d
 """
 
 import csv
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from common.formats.tiny import (  # noqa: F401
@@ -104,18 +107,55 @@ def quiet(steps: int, **options: Any) -> L.Trainer:
     return L.Trainer(max_steps=steps, **(off | fixed | options))
 
 
-def train(config: Path, overrides: Mapping[str, Any], folder: Path, verb: str = "fit") -> Any:
-    """Run a config through the papers' command line, dotted keys changed; its CLI (model, datamodule, trainer)."""
+def train(config: Path, overrides: Mapping[str, Any], folder: Path) -> Any:
+    """Run a config as its command does, dotted keys changed; the CLI with its model, datamodule and trainer."""
+    from benchmarks.paper.recipe import started
     from common.training.cli import run
 
-    options = [f"--{key}={value}" for key, value in overrides.items()]
-    return run([verb, "--config", str(config), "--trainer.default_root_dir", str(folder), *options])
+    given = {"trainer.default_root_dir": folder, **overrides}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in plain.items()]
+    return run([*started(config), *options])
 
 
 def logged(folder: Path, name: str = "train/loss") -> list[float]:
     """What a run logged under that name in its metrics.csv, in order."""
     with (folder / "metrics.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+class Kill(Callback):
+    """Ends training as a kill would, after `step` optimizer steps: nothing of the run's end is written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+class Killed(Exception):
+    """What Kill raises."""
+
+
+def built(spec: Mapping[str, Any]) -> L.LightningModule:
+    """The module that {class_path, init_args} describes, with the types its constructor asks for."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningModule, "model")
+    return parser.instantiate_classes(parser.parse_object({"model": dict(spec)})).model
+
+
+def checkpoint(path: Path, spec: Mapping[str, Any]) -> L.LightningModule:
+    """What a train script leaves of the module that `spec` describes, its weights random; the module."""
+    module = randomise(built(spec))
+    data = {"class_path": "papers.toy.data.Toy", "init_args": {"source": "wikitext2", "folder": "/somewhere/of/mine"}}
+    config = yaml.safe_dump({"seed_everything": 11, "model": dict(spec), "data": data})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 0, "global_step": 3, "state_dict": module.state_dict(), "encore": {"config": config}}, path)
+    return module
 
 
 class Harmful:

@@ -67,7 +67,7 @@ def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record 
         if result is not None:
             origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
             kept_part = {key: value for key, value in result.items() if key not in ("curves", "wiring")}
-            if result.get("wiring"):
+            if isinstance(result.get("wiring"), dict):
                 kept_part["wiring"] = wiring.compact(result["wiring"])
             known[unit.arm, unit.seed] = {**kept_part, "arm": unit.arm, "seed": unit.seed, "provenance": origin}
     planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, scale)]

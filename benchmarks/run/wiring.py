@@ -48,7 +48,7 @@ def settings_of(wiring: dict[str, Any]) -> dict[str, Any]:
 
 
 def compact(wiring: dict[str, Any]) -> dict[str, Any]:
-    """At most MOST_BYTES of it for the eye: a training is one line of text, and the longest sections become a digest."""
+    """At most MOST_BYTES of it: a training is one line of text, and the longest sections become a digest."""
     short: dict[str, Any] = {}
     if splits := wiring.get("splits"):
         short["splits"] = {name: f"{split['examples']}:{split['digest']}" for name, split in splits.items()}

@@ -108,14 +108,14 @@ def fit(
         run.record.fits[name] = kept.get("fit", {})
         return module.eval()
     facts: dict[str, Any] = {"module": type(module).__name__, "steps": max_steps}
-    facts |= {"start": weights_digest(module.named_parameters()), "handed_over": handed_to(module)}
+    facts |= {"start": weights_digest(module.state_dict()), "handed_over": handed_to(module)}
     L.seed_everything(run.seed, verbose=False)
     loop = build_trainer(folder, max_steps=max_steps, checkpoint_every=checkpoint_every, log_every=log_every, **trainer)
     source = data if isinstance(data, L.LightningDataModule) else _FromFunction(data)
     loop.fit(module, datamodule=source, ckpt_path=last_checkpoint(folder), weights_only=True)
     if loop.interrupted:
         raise KeyboardInterrupt
-    facts |= _facts_of(loop, run) | {"end": weights_digest(module.named_parameters())}
+    facts |= _facts_of(loop, run) | {"end": weights_digest(module.state_dict())}
     run.record.fits[name] = facts
     atomic_save({"state_dict": module.state_dict(), "fit": facts}, done)
     return module.eval()
@@ -130,7 +130,8 @@ def _facts_of(loop: L.Trainer, run: Run) -> dict[str, Any]:
         raise EncoreError(f"{run.claim}, arm {run.arm}: trains on its split {split!r}; train on a split of its own")
     each = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 0)
     batch = each * loop.world_size * loop.accumulate_grad_batches
-    rates = [max(group.get("initial_lr", group["lr"]) for group in one.param_groups) for one in loop.optimizers]
+    groups = [one.param_groups for one in loop.optimizers]
+    rates = [max((group.get("initial_lr", group["lr"]) for group in each), default=0.0) for each in groups]
     return {
         "batch_size": batch,
         "examples": batch * loop.global_step,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from common.errors import EncoreError
 from common.training.loaders import seeded
@@ -125,14 +126,15 @@ def _parts(example: Any) -> Iterator[bytes]:
         )
 
 
-def weights_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Eight hexadecimal digits that tell two sets of named weights apart."""
-    return _hex(part for name, tensor in weights if not nn.parameter.is_lazy(tensor) for part in _parts([name, tensor]))
+def weights_digest(state: State) -> str:
+    """Eight hexadecimal digits that tell two state dicts apart; of weights and buffers, not of other extra state."""
+    whole = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    return _hex(_parts(whole))
 
 
 def mark_handed(module: nn.Module, state: State) -> None:
     """Remember that `module` received `state` from elsewhere."""
-    _handed[module] = weights_digest(state.items())
+    _handed[module] = weights_digest(state)
 
 
 def handed_to(module: nn.Module) -> str | None:
