@@ -180,7 +180,7 @@ class RankingData(Loaders):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         if path and not tokenizer:
             raise EncoreError(
-                f"{type(self).__name__}: give the folder of the tokenizer that the model was trained with"
+                f"{type(self).__name__}: give the folder of the tokenizer that the model was made with"
             )
         self.path, self.tokenizer_path, self.vocab_size, self.split = path, tokenizer, vocab_size, split
         self.negatives, self.teacher, self.group_size, self.sample_from = negatives, teacher, group_size, sample_from

@@ -28,5 +28,5 @@ def text_lines(path: str | Path) -> Iterator[str]:
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError:
             raise EncoreError(
-                f"{path}:{number}: not a readable UTF-8 text; fetch the file again, or convert it"
+                f"{path}:{number}: not a readable UTF-8 text; fetch or convert it again"
             ) from None

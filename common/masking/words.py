@@ -27,7 +27,7 @@ class Vocabulary(Protocol):
 
 class MaskWords:
     """(B, N) ids, `[PAD]` = 0 at the end of rows -> (inputs, labels): `rate` of the tokens hidden as BERT hides them
-    (80 % `[MASK]`, 10 % a random id, 10 % kept), labels -100 elsewhere. Special tokens are neither hidden nor predicted.
+    (80 % `[MASK]`, 10 % a random id, 10 % kept), labels -100 elsewhere. Special tokens are never chosen.
 
     Every token is chosen with probability `rate` for itself; with whole_words whole words are, as many as
     `whole_word_masks` takes for `rate` of the row.
