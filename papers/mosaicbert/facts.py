@@ -1,6 +1,8 @@
 """Figures that follow from sizes and closed forms, for `encore facts`."""
 
+from common.layers.bert import bert_base
 from papers.mosaicbert.attention import alibi_slopes
+from papers.mosaicbert.data import EVALUATION_RATIO
 from papers.mosaicbert.model import ENCODERS, Classifier, MaskedLM, pad_vocabulary
 
 SAMPLES, BATCH, DOCUMENTS = 286_720_000, 4096, 364_868_892
@@ -50,3 +52,18 @@ def coupled_decay(lr: float, weight_decay: float) -> float:
 def glue_steps(examples: int, batch: int, epochs: int) -> int:
     """Optimizer steps of a fine-tuning task, the last batch of each epoch incomplete, as in the released code."""
     return epochs * -(-examples // batch)
+
+
+def evaluation_ratio() -> float:
+    """Share of words hidden in validation."""
+    return EVALUATION_RATIO
+
+
+def dropout(size: str) -> float:
+    """Dropout of an encoder, wherever its block has one."""
+    return ENCODERS[size]().config["dropout"]
+
+
+def attention_dropout() -> float:
+    """Dropout on the attention of the BERT baseline."""
+    return bert_base().blocks.layers[0].attn.dropout
