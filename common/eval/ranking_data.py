@@ -179,9 +179,7 @@ class RankingData(Loaders):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         if path and not tokenizer:
-            raise EncoreError(
-                f"{type(self).__name__}: give the folder of the tokenizer that the model was made with"
-            )
+            raise EncoreError(f"{type(self).__name__}: give the folder of the tokenizer that the model was made with")
         self.path, self.tokenizer_path, self.vocab_size, self.split = path, tokenizer, vocab_size, split
         self.negatives, self.teacher, self.group_size, self.sample_from = negatives, teacher, group_size, sample_from
         self.lengths = query_length, passage_length, use_title

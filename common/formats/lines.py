@@ -27,6 +27,4 @@ def text_lines(path: str | Path) -> Iterator[str]:
         try:
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError:
-            raise EncoreError(
-                f"{path}:{number}: not a readable UTF-8 text; fetch or convert it again"
-            ) from None
+            raise EncoreError(f"{path}:{number}: not a readable UTF-8 text; fetch or convert it again") from None
