@@ -92,6 +92,6 @@ FIXTURES = {
 
 def tiny() -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    arguments = {"size": "tiny", "vocab_size": 64, "dim": 24, "top_k": 8, "optim": {"lr": 1e-3}}
+    arguments = {"size": "tiny", "vocab_size": 64, "dim": None, "top_k": 8, "optim": {"lr": 1e-3}}
     batch = torch.tensor([[2, 9, 30, 41, 5, 3], [2, 40, 7, 3, 0, 0], [2, 8, 3, 0, 0, 0]])
     return {"class_path": "papers.dupmae.module.Retrieval", "init_args": arguments}, batch

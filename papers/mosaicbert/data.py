@@ -5,27 +5,16 @@ A document is one row of ids, `[CLS]` pieces `[SEP]`, cut to max_length; documen
 nothing is to be predicted.
 """
 
-import gzip
-import hashlib
-import json
-import multiprocessing
-import os
-import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.errors import EncoreError
 from common.formats import corpora
-from common.formats.labelled_text import Examples, GLUETask, Labelled, collate_labels, cut_longest
+from common.formats.json_shards import EncodedShards
+from common.formats.labelled_text import BertRow, Examples, GLUETask, Labelled, collate_labels
 from common.formats.text_corpus import MaskedCorpus, TextBlocks, document_blocks, pad
 from common.formats.wordpiece import PAD, WordPiece
 from common.masking.words import MaskWords
@@ -119,100 +108,16 @@ class C4(_Masked):
         self.path, self.tokenizer_path, self.cache = Path(path), tokenizer, Path(cache)
 
     def prepare_data(self) -> None:
-        self.cache.mkdir(parents=True, exist_ok=True)
-        jobs = [
-            (file, target, self.tokenizer_path, self.max_length - 2)
-            for split in ("train", "validation")
-            for file, target in self.shards(split)
-            if not target.exists()
-        ]
-        if self.num_workers == 0:
-            for job in jobs:
-                encode_shard(*job)
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.num_workers, mp_context=context) as pool:
-            for _ in pool.map(encode_shard, *zip(*jobs)):
-                pass
+        for split in ("train", "validation"):
+            self.shards(split).encode(self.num_workers)
 
-    def shards(self, split: Literal["train", "validation"]) -> list[tuple[Path, Path]]:
-        """The hub's files c4-train.00000-of-01024.json.gz, ..., in order (a part of them will do), and their rows'."""
-        files = sorted(self.path.glob(f"c4-{split}.*.json.gz"))
-        if not files:
-            raise EncoreError(
-                f"{self.path}: no c4-{split}.*.json.gz; point to the folder `en` of C4 as the hub has it, shards of "
-                "JSON lines"
-            )
-        vocabulary = WordPiece.load(self.tokenizer_path).vocabulary
-        key = hashlib.sha256(repr((sorted(vocabulary.items()), self.max_length, "ids")).encode()).hexdigest()[:12]
-        return [(file, self.cache / f"{file.name.removesuffix('.json.gz')}.{key}.npy") for file in files]
+    def shards(self, split: Literal["train", "validation"]) -> EncodedShards:
+        """The hub's files c4-train.00000-of-01024.json.gz, ..., in order; a part of them will do."""
+        return EncodedShards(self.path, f"c4-{split}.*.json.gz", self.tokenizer_path, self.max_length - 2, self.cache)
 
     def build(self) -> tuple[WordPiece, Any, Any]:
-        train, valid = (MappedBlocks([rows for _, rows in self.shards(split)]) for split in ("train", "validation"))
+        train, valid = (self.shards(split).blocks() for split in ("train", "validation"))
         return WordPiece.load(self.tokenizer_path), train, valid
-
-
-class MappedBlocks:
-    """Blocks of ids in .npy files, rows filled with [PAD], mapped into memory when they are needed."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
-        self.ends = np.cumsum([len(_mapped(file)) for file in files])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, index: int) -> list[int]:
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        row = _mapped(self.files[part])[index - (self.ends[part - 1] if part else 0)]
-        return row[row != PAD].tolist()
-
-
-@lru_cache(maxsize=256)  # open files are few, shards are many
-def _mapped(file: Path) -> np.ndarray:
-    try:
-        return np.load(file, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise EncoreError(
-            f"{file}: not a whole .npy file ({error}); delete it, and its shard is encoded anew"
-        ) from None
-
-
-def read_shard(file: Path) -> Iterator[str]:
-    """The field `text` of every line. EncoreError with file and line for anything else."""
-    line = 0
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") as stream:
-            for content in stream:
-                line += 1
-                text = json.loads(content)["text"]
-                if not isinstance(text, str):
-                    raise TypeError("its text is no string")
-                yield text
-    except (EOFError, OSError, zlib.error) as error:
-        raise EncoreError(f"{file}: cut short or damaged after line {line} ({error}); fetch the shard again") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise EncoreError(f"{file}:{line}: not a JSON object with a text ({error}); fetch the shard again") from None
-
-
-def encode_shard(file: Path, target: Path, tokenizer: str, length: int) -> None:
-    """Writes the rows of one shard, (documents, length) ids, to `target`, whole or not at all."""
-    pieces = WordPiece.load(tokenizer)
-    texts, parts, done = read_shard(file), [], 0
-    while chunk := list(islice(texts, 10_000)):
-        rows = np.zeros((len(chunk), length), dtype=np.uint16 if len(pieces) <= 2**16 else np.uint32)
-        for row, ids in zip(rows, document_blocks(chunk, pieces, str(file), first=done + 1)):
-            row[: len(ids)] = ids[:length]
-        parts.append(rows)
-        done += len(chunk)
-    if not parts:
-        raise EncoreError(f"{file}: has no documents; remove it")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.npy")
-    try:
-        np.save(temporary, np.concatenate(parts))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- GLUE
@@ -237,24 +142,10 @@ class GLUE(GLUETask):
 
     def rows(self, examples: Examples) -> Dataset:
         tokenizer = WordPiece.load(self.tokenizer_path)
-        join = RowOfTexts(tokenizer, self.max_length)
+        join = BertRow(tokenizer, self.max_length)
         return Labelled([tokenizer.encode_batch(texts) for texts in examples.texts], examples.labels, join)
 
     def collate(self, items: Sequence[tuple[tuple[Tensor, Tensor], float]]) -> tuple[Tensor, ...]:
         """Padded to the longest."""
         tokens, segments = (pad([row[i] for row, _ in items]) for i in (0, 1))
         return tokens, tokens.ne(PAD), segments, collate_labels(items, regression=self.task.num_classes == 1)
-
-
-class RowOfTexts:
-    """The ids of one or two texts as (tokens, segments), (N,) each."""
-
-    def __init__(self, tokenizer: WordPiece, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-
-    def __call__(self, parts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        ids, segments = [self.tokenizer.cls], [0]
-        for number, part in enumerate(cut_longest(parts, self.max_length - 1 - len(parts))):
-            ids += [*part, self.tokenizer.sep]
-            segments += [number] * (len(part) + 1)
-        return torch.tensor(ids), torch.tensor(segments)

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from common.errors import EncoreError
+from common.formats.json_shards import MappedBlocks, read_shard
+from common.formats.labelled_text import BertRow
 from common.formats.text_corpus import TextBlocks, document_blocks, pad
 from common.formats.wordpiece import WordPiece
 from papers.mosaicbert import fixtures
-from papers.mosaicbert.data import C4, GLUE, MappedBlocks, Masking, RowOfTexts, read_shard
+from papers.mosaicbert.data import C4, GLUE, Masking
 from tests import tiny
 
 
@@ -93,14 +95,16 @@ def test_c4_is_encoded_once_a_shard_and_read_back_document_by_document(folder, t
     data.prepare_data()
     kept = sorted(tmp_path.glob("*.npy"))
     assert len(kept) == 3
-    monkeypatch.setattr("papers.mosaicbert.data.encode_shard", None)  # a second encoding would fail
+    monkeypatch.setattr("common.formats.json_shards.encode_shard", None)  # a second encoding would fail
     data.prepare_data()
     data.setup()
     texts = [t for file in sorted((folder / "c4").glob("c4-train*")) for t in read_shard(file)]
     assert len(data.train) == len(texts) == 24
     whole = TextBlocks(document_blocks(texts, data.train.tokenizer), data.train.tokenizer, 24)
     assert all(torch.equal(data.train[i], whole[i]) for i in range(24))
-    assert c4(folder, tmp_path, max_length=16).shards("train")[0][1] not in kept  # another length, another cache
+    assert (
+        c4(folder, tmp_path, max_length=16).shards("train").targets[0][1] not in kept
+    )  # another length, another cache
     (tmp_path / "short.npy").write_bytes(kept[0].read_bytes()[:200])
     with pytest.raises(EncoreError, match=r"not a whole \.npy file"):
         MappedBlocks([tmp_path / "short.npy"])
@@ -146,7 +150,7 @@ def test_pairs_are_cut_and_marked_as_transformers_does(folder, tokenizer):
     for columns, length in ((texts, 12), (texts, 13), (texts, 20), (texts, 200), (texts[:1], 12)):
         for example in zip(*columns):
             expected = theirs(*example, truncation=True, max_length=length)
-            ids, segments = RowOfTexts(tokenizer, length)(tokenizer.encode_batch(example))
+            ids, segments = BertRow(tokenizer, length)(tokenizer.encode_batch(example))
             assert ids.tolist() == expected["input_ids"]
             assert segments.tolist() == expected["token_type_ids"]
 
