@@ -145,7 +145,7 @@ def test_a_missing_source_is_downloaded_into_the_data_directory(server, tmp_path
     monkeypatch.delenv("ENCORE_MIRROR", raising=False)
     monkeypatch.delenv("ENCORE_OFFLINE", raising=False)
     toy = Source("toy", "", "", "https://example.org", {"toy/file.bin": File(SHA, server.url)})
-    monkeypatch.setitem(sources._BY_NAME, "toy", toy)
+    monkeypatch.setitem(sources._by_name(), "toy", toy)
     assert sources.locate("toy") == {"file.bin": tmp_path / "toy/file.bin"}
     sources.locate("toy")
     assert server.ranges == [None]

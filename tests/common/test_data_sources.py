@@ -27,7 +27,7 @@ def rooms(tmp_path, monkeypatch):
     monkeypatch.delenv("ENCORE_OFFLINE", raising=False)
     sha = hashlib.sha256(CONTENT).hexdigest()
     toy = Source("toy", "a toy", "CC0", "https://example.org/toy", {"toy/a.bin": File(sha), "toy/b.txt.gz": File(sha)})
-    monkeypatch.setitem(sources._BY_NAME, "toy", toy)
+    monkeypatch.setitem(sources._by_name(), "toy", toy)
     return data, mirror
 
 
@@ -96,7 +96,7 @@ def test_the_message_for_a_missing_source_gives_three_ways(rooms, monkeypatch):
     assert not sources.available("toy")
 
     linked = Source("toy", "", "", "https://example.org/toy", {"toy/a.bin": File("0" * 64, "http://127.0.0.1:9/a.bin")})
-    monkeypatch.setitem(sources._BY_NAME, "toy", linked)
+    monkeypatch.setitem(sources._by_name(), "toy", linked)
     (mirror / "toy/a.bin").unlink()
     assert sources.whereabouts("toy") == "downloadable"
     monkeypatch.setenv("ENCORE_OFFLINE", "1")
@@ -116,7 +116,7 @@ def test_checksums_tell_sources_apart_and_need_no_file(rooms, monkeypatch):
     assert sources.checksum(["mnist", "cifar10"]) == sources.checksum(["cifar10", "generated", "mnist"])
     before = sources.checksum("toy")
     changed = Source("toy", "", "", "", {"toy/a.bin": File("0" * 64)})
-    monkeypatch.setitem(sources._BY_NAME, "toy", changed)
+    monkeypatch.setitem(sources._by_name(), "toy", changed)
     assert sources.checksum("toy") != before
 
 
