@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from common.errors import EncoreError
 from common.interop import check_and_load, load_config, load_weights, save_weights
-from common.interop.layout import Drop, Fused, Layout
+from common.interop.layout import Drop, Entry, Fused, Layout
 from papers.bart.model import BART, BOS, EOS, PAD, BARTClassifier, BARTTokenClassifier
 
 State = dict[str, Tensor]
+Row = Entry | tuple[str, str]
 
-_SELF = [
+_SELF: list[Row] = [
     Fused(("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."), "attn.qkv."),
     ("self_attn.out_proj.", "attn.out."),
     ("self_attn_layer_norm.", "norm1."),
@@ -26,16 +27,16 @@ _SELF = [
     ("fc2.", "mlp.fc2."),
     ("final_layer_norm.", "norm2."),
 ]
-_CROSS = [
+_CROSS: list[Row] = [
     ("encoder_attn.q_proj.", "cross.q."),
     Fused(("encoder_attn.k_proj.", "encoder_attn.v_proj."), "cross.kv."),
     ("encoder_attn.out_proj.", "cross.out."),
     ("encoder_attn_layer_norm.", "norm_cross."),
 ]
-_STACK = [("embed_positions.", "positions."), ("layernorm_embedding.", "norm."), Drop("version")]
+_STACK: list[Row] = [("embed_positions.", "positions."), ("layernorm_embedding.", "norm."), Drop("version")]
 
 
-def _side(name: str, layer: list) -> Layout:
+def _side(name: str, layer: list[Row]) -> Layout:
     return Layout(_STACK).under(f"{name}.", f"{name}.") + Layout(layer).under(
         f"{name}.layers.*.", f"{name}.blocks.layers.*."
     )

@@ -1,11 +1,12 @@
 """Training BART: denoising pre-training (Sec. 2.2, 5.1) and the fine-tuning of Sec. 3 and 5.
 
-Every module takes the model of a size (model.bart_base, ...) and, to fine-tune, `checkpoint`: the hub directory that its
+Every module takes the model of a size (model.bart_base, ...) and, to fine-tune, `checkpoint`: the hub directory its
 weights come from.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import sacrebleu
 from torch import Tensor
@@ -142,7 +143,7 @@ class Translation(Seq2Seq):
         else:
             self.model.train_everything()
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+    def configure_optimizers(self) -> Any:
         self.model.train_everything()  # the optimizer must know all parameters; frozen ones have no gradient
         return super().configure_optimizers()
 

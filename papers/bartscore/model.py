@@ -50,4 +50,4 @@ def bartscore_cnn() -> BARTScorer:
 
 def bartscore_tiny(vocab_size: int = 600, dropout: float = 0.0, max_positions: int = 64) -> BARTScorer:
     """2 + 2 layers, width 96: the size of our small-scale claims."""
-    return BARTScorer(bart_tiny(vocab_size, dropout=dropout, max_positions=max_positions))
+    return BARTScorer(bart_tiny(vocab_size, max_positions, dropout=dropout))
