@@ -74,29 +74,31 @@ def show(paper: PaperName, as_json: AsJson = False) -> None:
 
 @app.command()
 def facts(paper: PapersName = "all", as_json: AsJson = False) -> None:
-    """Build every published size on the meta device and compare its figures with the paper's."""
-    from benchmarks.paper import catalog
+    """Compare every published size with the model built on the meta device, and every recipe row with the configs."""
+    from benchmarks.paper import catalog, recipe
     from benchmarks.paper.facts import compute
 
     out: list[dict[str, Any]] = []
     wrong: list[str] = []
     for each in catalog.select(paper):
-        results = compute(each)
-        wrong += [
-            f"{each.slug} {fact.id}: {fact.verdict} {fact.error}".rstrip()
-            for fact in results
-            if fact.verdict != "match"
-        ]
-        keys = ("id", "quantity", "reported", "computed", "verdict")
-        out += [{"paper": each.slug, **{key: getattr(fact, key) for key in keys}} for fact in results]
+        results, constants = compute(each), recipe.compute(each)
+        named = [(found.id, found) for found in results] + [(found.where, found) for found in constants]
+        wrong += [f"{each.slug} {n}: {f.verdict} {f.error}".rstrip() for n, f in named if f.verdict != "match"]
+        for keys, part in ((("id", "quantity"), results), (("where",), constants)):
+            shown = (*keys, "reported", "computed", "verdict")
+            out += [{"paper": each.slug, **{key: getattr(found, key) for key in shown}} for found in part]
         if not as_json:
-            from benchmarks.run.table import console, facts_table
+            from benchmarks.run.table import console, facts_table, recipe_table
 
             console().print(facts_table(each.slug, results))
+            if constants:
+                console().print(recipe_table(each.slug, constants))
     if as_json:
         _print_json(out)
     else:
-        print(f"{len(out) - len(wrong)} of {len(out)} facts match")
+        for kind, key in (("facts", "id"), ("recipe rows", "where")):
+            found = [item["verdict"] for item in out if key in item]
+            print(f"{found.count('match')} of {len(found)} {kind} match")
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if wrong:
@@ -154,13 +156,16 @@ def train(
     """Start the train script of a paper; further arguments go to it (--trainer.max_steps 100, --ckpt_path last)."""
     pick(scale, dict.fromkeys(SCALES), "scale")
     from benchmarks.paper import catalog
+    from benchmarks.run.standing import train_command
 
     loaded = catalog.load_one(paper)
     file = _config(loaded, scale, config)
     if not (paths.room(paper) / "train.py").is_file():
         raise EncoreError(f"{paths.shown(paths.room(paper) / 'train.py')} is not there yet")
-    command = [sys.executable, "-m", f"papers.{paper}.train", "fit", "--config", str(file), *context.args]
-    print(shlex.join(["python", *command[1:5], paths.shown(file), *context.args]), flush=True)
+    from benchmarks.paper.recipe import started
+
+    command = [sys.executable, "-m", f"papers.{paper}.train", *started(file), *context.args]
+    print(f"{train_command(paper, f'configs/{file.name}')} {shlex.join(context.args)}".rstrip(), flush=True)
     os.chdir(paths.root())
     os.execvpe(command[0], command, paths.child_environment())
 

@@ -63,8 +63,7 @@ def compare(fact: Fact, computed: float) -> FactResult:
 
 def recorded(paper: Paper) -> list[FactResult]:
     """What the last computation found, without computing; `not computed` where code or definition changed since."""
-    found = (read_json(_file(paper)) or {}).get("facts")
-    kept = {item["id"]: item for item in found if _is_record(item)} if isinstance(found, list) else {}
+    kept = {item["id"]: item for item in read_part(paper, "facts") if _is_record(item)}
     results = []
     for fact in paper.facts:
         item = kept.get(fact.id)
@@ -104,14 +103,31 @@ def _is_record(item: Any) -> bool:
 
 def _keep(paper: Paper, found: list[FactResult]) -> None:
     facts = {fact.id: fact for fact in paper.facts}
-    lines = [
-        json.dumps({"id": result.id, "computed": result.computed, "code": fingerprint.fact_code(facts[result.id])})
+    items = [
+        {"id": result.id, "computed": result.computed, "code": fingerprint.fact_code(facts[result.id])}
         for result in found
         if result.computed is not None
     ]
-    text = '{"facts": [\n ' + ",\n ".join(lines) + "\n]}\n" if lines else '{"facts": []}\n'
+    write_part(paper, "facts", items)
+
+
+def read_part(paper: Paper, part: str) -> list[Any]:
+    """What facts.json keeps under `part` ("facts", "recipe"); nothing where the file is damaged or not there."""
+    found = (read_json(_file(paper)) or {}).get(part)
+    return found if isinstance(found, list) else []
+
+
+def write_part(paper: Paper, part: str, items: list[dict[str, Any]]) -> None:
+    """Put `items` under `part` of facts.json, one a line; the other part stays, and so does an unchanged file."""
+    parts = {"facts": read_part(paper, "facts"), "recipe": read_part(paper, "recipe")} | {part: items}
+    blocks = []
+    for name, rows in parts.items():
+        lines = ",\n ".join(json.dumps(row) for row in rows)
+        if rows or name == "facts":
+            blocks.append(f'"{name}": [\n {lines}\n]' if rows else f'"{name}": []')
+    text = "{" + ",\n".join(blocks) + "}\n"
     file = _file(paper)
-    if paper.facts and (not file.exists() or file.read_text() != text):
+    if (items or file.exists()) and (not file.exists() or file.read_text() != text):
         write_atomic(file, text)
 
 

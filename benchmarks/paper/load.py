@@ -128,9 +128,15 @@ def _broken_references(paper: Paper, room: Path) -> Iterator[tuple[Location, str
                 yield ("measurements", index, "rows", row_id), f"there is no reported row {row_id!r}"
             if cell.arm not in measurement.arms:
                 yield ("measurements", index, "rows", row_id, "arm"), f"{cell.arm!r} is not one of its arms"
-    for index, fact in enumerate(paper.facts):
-        if not fact.build.startswith(("papers.", "common.")):
-            yield ("facts", index, "build"), "must lie in papers or common"
+    for field, builds in (("facts", [f.build for f in paper.facts]), ("recipe", [row.build for row in paper.recipe])):
+        for index, build in enumerate(builds):
+            if build is not None and not build.startswith(("papers.", "common.")):
+                yield (field, index, "build"), "must lie in papers or common"
+    for index, constant in enumerate(paper.recipe):
+        field = "config" if constant.config else "configs"
+        for pattern in constant.patterns:
+            if not any((room / "configs").glob(pattern)):
+                yield ("recipe", index, field), f"there is no file {pattern!r} in {paths.shown(room / 'configs')}"
     for field, entries in (
         ("claims", [(claim.entry, claim.sources) for claim in paper.claims]),
         ("measurements", [(measurement.entry, measurement.sources) for measurement in paper.measurements]),
@@ -169,7 +175,7 @@ def _place(node: yaml.Node, location: Location) -> tuple[int, str]:
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line, field = node.start_mark.line + 1, f"{field}[{part}]"
-        elif isinstance(node, yaml.MappingNode):
+        elif isinstance(node, yaml.MappingNode) and not isinstance(part, int):  # int: one gate may stand for a list
             child = next((pair for pair in node.value if pair[0].value == str(part)), None)
             if child is not None:
                 line, node = child[0].start_mark.line + 1, child[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from benchmarks.paper import paths
 from benchmarks.paper.facts import FactResult
 from benchmarks.paper.fingerprint import imported_modules
+from benchmarks.paper.recipe import RecipeResult
 from benchmarks.paper.schema import Claim, Paper
 
 FILES = (
@@ -21,15 +22,19 @@ FILES = (
 TESTED = ("model", "module", "data", "claims")
 
 
-def missing_parts(paper: Paper, facts: list[FactResult], outcomes: dict[str, str]) -> list[str]:
+def missing_parts(
+    paper: Paper, facts: list[FactResult], recipe: list[RecipeResult], outcomes: dict[str, str]
+) -> list[str]:
     """Every part of a complete room that is not there, not tested, not run or stale, one line each.
 
     outcomes: {claim or measurement: its verdict}, of which only `missing` and `stale` matter here.
     """
-    return [*_missing(paper, facts, outcomes), *paper.missing]
+    return [*_missing(paper, facts, recipe, outcomes), *paper.missing]
 
 
-def _missing(paper: Paper, facts: list[FactResult], outcomes: dict[str, str]) -> Iterator[str]:
+def _missing(
+    paper: Paper, facts: list[FactResult], recipe: list[RecipeResult], outcomes: dict[str, str]
+) -> Iterator[str]:
     room = paths.room(paper.slug)
     yield from (name for name in FILES if not (room / name).is_file())
     if not list((room / "configs").glob("paper*.yaml")):
@@ -46,6 +51,10 @@ def _missing(paper: Paper, facts: list[FactResult], outcomes: dict[str, str]) ->
         yield "facts"
     if open_facts := [fact.id for fact in facts if fact.verdict != "match"]:
         yield f"facts without a match: {', '.join(open_facts)}"
+    if not paper.recipe:
+        yield "recipe rows"
+    if open_rows := [row.where for row in recipe if row.verdict != "match"]:
+        yield f"recipe rows without a match: {', '.join(open_rows)}"
     if not paper.claims:
         yield "claims"
     for experiment in paper.experiments:

@@ -1,9 +1,10 @@
 """What a run would do: its units, what state each is in, and what they will cost judging by past results.
 
 `--budget` takes what tells most for the time: first claims that have no result yet, then claims whose result is stale,
-those before which the verdict was open (inconclusive) ahead of the others, then measurements without a result, then
-stale ones; of equals the one that needs least time. A claim is taken whole, since half of one has no verdict; what is
-left of the budget goes to single units of the first one that did not fit, so that it is finished some other night.
+those of which the verdict was open (inconclusive, undertrained) ahead of the others, then measurements without a
+result, then stale ones; of equals the one that needs least time. A claim is taken whole, since half of one has no
+verdict; what is left of the budget goes to single units of the first one that did not fit, so that it is finished some
+other night.
 """
 
 import heapq
@@ -108,7 +109,8 @@ def _rank(key: Key, experiment: Claim | Measurement, entries: list[Entry]) -> in
         return 3 if record is None else 4
     if record is None:
         return 0
-    return 1 if judge(experiment, record, record).verdict == "inconclusive" else 2  # as it was under its own code
+    verdict = judge(experiment, record, record).verdict  # as it was under its own code
+    return 1 if verdict in ("inconclusive", "undertrained") else 2
 
 
 def wall_seconds(entries: Iterable[Entry], workers: int) -> float:

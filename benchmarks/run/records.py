@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.paper import paths
 from benchmarks.paper.files import read_json, write_atomic
 from benchmarks.paper.schema import Claim, Measurement, Paper
+from benchmarks.run import wiring
 from benchmarks.run.curves import Curve
 from benchmarks.run.units import identity, is_curves, is_result, same_identity, units_of
 
@@ -65,7 +66,9 @@ def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record 
         result = unit.fresh_result(wanted)
         if result is not None:
             origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
-            kept_part = {key: value for key, value in result.items() if key != "curves"}
+            kept_part = {key: value for key, value in result.items() if key not in ("curves", "wiring")}
+            if isinstance(result.get("wiring"), dict):
+                kept_part["wiring"] = wiring.compact(result["wiring"])
             known[unit.arm, unit.seed] = {**kept_part, "arm": unit.arm, "seed": unit.seed, "provenance": origin}
     planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, scale)]
     units = [known[key] for key in planned if key in known]

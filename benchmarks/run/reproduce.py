@@ -5,14 +5,14 @@ import sys
 
 from benchmarks.paper import fingerprint, paths
 from benchmarks.paper.schema import Claim, Measurement, Paper
-from benchmarks.run import plan
+from benchmarks.run import plan, wiring
 from benchmarks.run.engines import Interrupted, continue_command, run_units
 from benchmarks.run.plan import Entry
 from benchmarks.run.provenance import cores
 from benchmarks.run.records import COMMITTED_SCALE, keep_if_complete, record_file
 from benchmarks.run.standing import Standing, spoken
 from benchmarks.run.table import console, plan_table, print_standing
-from benchmarks.run.units import Unit, identity
+from benchmarks.run.units import Unit, identity, units_of
 from common.errors import EncoreError
 
 Chosen = dict[plan.Key, tuple[Paper, Claim | Measurement]]
@@ -104,16 +104,28 @@ class Keeper:
     def __init__(self, chosen: Chosen, scale: str) -> None:
         self.chosen, self.scale = chosen, scale
         self.unkept: dict[plan.Key, OSError] = {}
+        self.miswired: dict[plan.Key, list[str]] = {}
 
     def keep(self, key: plan.Key) -> None:
         self.unkept.pop(key, None)
+        paper, experiment = self.chosen[key]
+        wanted = identity(experiment)
+        finished = [unit.fresh_result(wanted) for unit in units_of(paper, experiment, self.scale)]
+        self.miswired[key] = wiring.problems(experiment, [result for result in finished if result])
+        if self.miswired[key]:
+            return
         try:
             keep_if_complete(*self.chosen[key], self.scale)
         except OSError as error:  # the units lie in runs/: a full or read-only results folder costs nothing
             self.unkept[key] = error
 
     def problems(self) -> list[str]:
-        return [
+        miswired = [
+            f"{paper} {claim}: {problem}; correct claims.py or paper.yaml, its result is not kept"
+            for (paper, claim), found in self.miswired.items()
+            for problem in found
+        ]
+        return miswired + [
             f"{paper} {claim}: cannot write {paths.shown(record_file(paper, claim, self.scale))}: {error.strerror}; "
             "its units are kept, make room or allow writing there and run this again"
             for (paper, claim), error in self.unkept.items()

@@ -1,12 +1,15 @@
 """Where one paper stands: its figures beside ours, as the table, the report, the README and --json show them."""
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.paper import facts, paths
 from benchmarks.paper.facts import FactResult
+from benchmarks.paper.recipe import RecipeResult, recorded, started
 from benchmarks.paper.rooms import missing_parts
 from benchmarks.paper.schema import Measurement, Paper, Reported
 from benchmarks.run.records import COMMITTED_SCALE, Record, gather, read_record
@@ -66,10 +69,19 @@ class Standing:
         return sum(fact.verdict == "match" for fact in self.facts)
 
     @cached_property
+    def recipe(self) -> list[RecipeResult]:
+        """The recipe rows as last compared with the present configs."""
+        return recorded(self.paper)
+
+    @property
+    def recipe_matches(self) -> int:
+        return sum(row.verdict == "match" for row in self.recipe)
+
+    @cached_property
     def missing(self) -> list[str]:
         outcomes: dict[str, str] = {claim: verdict.verdict for claim, verdict in self.verdicts.items()}
         outcomes |= {measurement.id: self._state(measurement) for measurement in self.paper.measurements}
-        return missing_parts(self.paper, self.facts, outcomes)
+        return missing_parts(self.paper, self.facts, self.recipe, outcomes)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -120,6 +132,7 @@ class Standing:
             "modality": paper.modality,
             "fidelity": paper.fidelity,
             "facts": {"match": self.matches, "total": len(paper.facts)},
+            "recipe": {"match": self.recipe_matches, "total": len(paper.recipe)},
             "claims": [
                 {"id": id, "verdict": v.verdict, "gap": rounded(v.gap), "interval": rounded_pair(v.interval), "n": v.n}
                 for id, v in self.verdicts.items()
@@ -148,8 +161,10 @@ def rounded_pair(interval: tuple[float, float] | None) -> list[float | None] | N
 
 
 def train_command(slug: str, config: str) -> str:
-    """The command that trains a config of a paper's room."""
-    return f"python -m papers.{slug}.train fit --config {paths.shown(paths.room(slug) / config)}"
+    """The command that trains a config of a paper's room, with the config it builds on, where there is one."""
+    verb, *options = started(paths.room(slug) / config)
+    shown = [word if word == "--config" else paths.shown(Path(word)) for word in options]
+    return f"python -m papers.{slug}.train {shlex.join([verb, *shown])}"
 
 
 def number(value: float | str | None) -> str:
@@ -161,6 +176,13 @@ def number(value: float | str | None) -> str:
     if float(value).is_integer() and abs(value) >= 1000:
         return f"{int(value):,}"
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.1f}"
+
+
+def value_text(value: object) -> str:
+    """A constant of a recipe as a reader wants it: 0.0001, [0.9, 0.98], yes, none."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(value_text, value))}]"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else "none" if value is None else str(value)
 
 
 def signed(value: float | None) -> str:

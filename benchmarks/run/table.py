@@ -9,14 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.paper.facts import FactResult
+from benchmarks.paper.recipe import RecipeResult
 from benchmarks.run.plan import Entry
-from benchmarks.run.standing import Standing, interval_text, machine_text, number, signed, spoken
+from benchmarks.run.standing import Standing, interval_text, machine_text, number, signed, spoken, value_text
 from benchmarks.run.verdict import Verdict
 
 COLOURS = {
     **dict.fromkeys(("match", "verified", "reproduced", "supported"), "green"),
     **dict.fromkeys(("mismatch", "error", "not reproduced"), "red"),
-    **dict.fromkeys(("inconclusive", "stale", "missing", "not computed"), "yellow"),
+    **dict.fromkeys(("inconclusive", "undertrained", "stale", "missing", "not computed"), "yellow"),
     "measured": "cyan",
 }
 
@@ -62,6 +63,14 @@ def facts_table(slug: str, results: list[FactResult]) -> Table:
         difference = "-" if fact.difference is None else f"{100 * fact.difference:+.4g} %"
         computed = number(fact.computed)
         table.add_row(fact.id, fact.quantity, number(fact.reported), computed, difference, coloured(fact.verdict))
+    return table
+
+
+def recipe_table(slug: str, results: list[RecipeResult]) -> Table:
+    table = Table("recipe row", "reported", "in the configs", "verdict", title=f"{slug}: recipe")
+    for row in results:
+        found = row.error or value_text(row.computed)
+        table.add_row(*map(escape, (row.where, value_text(row.reported), found)), coloured(row.verdict))
     return table
 
 
@@ -135,10 +144,15 @@ def print_standing(standing: Standing, out: Console) -> None:
     paper = standing.paper
     out.print(f"\n[bold]{escape(paper.title)}[/bold] ({escape(paper.venue)} {paper.year}), fidelity: {paper.fidelity}")
     out.print(f"facts: {standing.matches} of {len(paper.facts)} match")
+    if paper.recipe:
+        out.print(f"recipe rows: {standing.recipe_matches} of {len(paper.recipe)} match")
     if paper.claims:
         out.print(claims_table(standing))
         out.print(*(f"  {claim.id}: {escape(claim.statement)}" for claim in paper.claims), sep="\n")
         out.print(*(f"  {claim.id}: {ran(standing.verdicts[claim.id])}" for claim in paper.claims), sep="\n")
+        if standing.scale != "smoke":
+            below = {claim: verdict.below for claim, verdict in standing.verdicts.items() if verdict.below}
+            out.print(*(f"  {claim} does not clear its gate: {escape(why)}" for claim, why in below.items()), sep="\n")
     if standing.scale == "smoke":
         return
     if paper.reported:

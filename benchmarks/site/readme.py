@@ -52,20 +52,26 @@ def _filled(file: Path, blocks: dict[str, Callable[[], str]], match: re.Match[st
 
 def papers_block(standings: list[Standing]) -> str:
     """Table of all papers with their verdicts."""
-    lines = ["| paper | year | modality | facts that match | claims | fidelity |", "|---|---|---|---|---|---|"]
+    lines = [_line(["paper", "year", "modality", "facts that match", "recipe rows that match", "claims", "fidelity"])]
+    lines.append("|---" * 7 + "|")
     for standing in standings:
         paper = standing.paper
-        counts = Counter(verdict.verdict for verdict in standing.verdicts.values())
-        claims = ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "none"
+        verdicts = Counter(verdict.verdict for verdict in standing.verdicts.values())
+        claims = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) or "none"
         line = [f"[{paper.title}](papers/{paper.slug}/README.md)", str(paper.year), ", ".join(paper.modality)]
-        lines.append(_line([*line, f"{standing.matches} of {len(paper.facts)}", claims, paper.fidelity]))
+        counts = (
+            f"{standing.matches} of {len(paper.facts)}",
+            (f"{standing.recipe_matches} of {len(paper.recipe)}" if paper.recipe else "none"),
+        )
+        lines.append(_line([*line, *counts, claims, paper.fidelity]))
     return "\n".join(lines)
 
 
 def results_block(standing: Standing) -> str:
     """Facts, claims, measured rows and reported rows of one paper, and how to get them."""
     paper = standing.paper
-    parts = [f"Facts: {standing.matches} of {len(paper.facts)} match (`encore facts {paper.slug}`)."]
+    rows = f", recipe rows: {standing.recipe_matches} of {len(paper.recipe)}" if paper.recipe else ""
+    parts = [f"Facts: {standing.matches} of {len(paper.facts)} match{rows} (`encore facts {paper.slug}`)."]
     if paper.claims:
         parts += [f"Claims at scale `{standing.scale}` (`encore reproduce {paper.slug}`):", _claims(standing)]
         parts += [f"- `{claim.id}`: {claim.statement} ({claim.paper_ref})" for claim in paper.claims]

@@ -18,7 +18,7 @@ from benchmarks.history.history import History
 from benchmarks.paper import catalog, paths
 from benchmarks.paper.files import write_atomic
 from benchmarks.run.provenance import commit
-from benchmarks.run.standing import Standing, interval_text, number, signed, spoken
+from benchmarks.run.standing import Standing, interval_text, number, signed, spoken, value_text
 from benchmarks.site import views
 from benchmarks.site.drawn import Drawn
 from benchmarks.site.scatter import comparables, scatter
@@ -90,6 +90,7 @@ def _environment() -> Any:
     )
     environment.filters |= {
         **{"number": number, "signed": signed, "interval": interval_text, "percent": percent, "spoken": spoken},
+        "value": value_text,
         **{
             "milliseconds": milliseconds,
             "mebibytes": mebibytes,
@@ -134,6 +135,7 @@ def _contents(view: PaperView) -> list[tuple[str, str]]:
         ("gallery", "Gallery", view.gallery),
         ("architecture", "Architecture", view.sizes),
         ("facts", "Facts", paper.facts),
+        ("recipe", "Recipe", paper.recipe),
         ("claims", "Claims", paper.claims),
         ("measurements", "Measurements", paper.measurements),
         ("numbers", "Reported numbers", paper.reported),

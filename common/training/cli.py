@@ -121,6 +121,16 @@ class EncoreCLI(LightningCLI):
             check_fits(self.model, checkpoint["state_dict"], path)
 
 
+class Parsed(EncoreCLI):
+    """A command line after merging its configs and filling in every default; nothing is built, seeded or run."""
+
+    def _set_seed(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
 def extra_loggers(kind: str, folder: Path) -> list[Logger]:
     """TensorBoard or Weights & Biases beside the CSV; wandb works offline unless WANDB_MODE is set."""
     if kind == "tensorboard":
@@ -132,10 +142,10 @@ def extra_loggers(kind: str, folder: Path) -> list[Logger]:
     return []
 
 
-def run(args: list[str] | None = None) -> EncoreCLI:
+def run(args: list[str] | None = None, kind: type[EncoreCLI] = EncoreCLI) -> EncoreCLI:
     """Parse `args` (default: the command line) and do what they say. Raises EncoreError on bad input."""
     callbacks = [RichProgressBar(leave=True)] if sys.stderr.isatty() and sys.stdout.isatty() else []
-    return EncoreCLI(
+    return kind(
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=KeepConfig,

@@ -91,10 +91,15 @@ def better(run):
 RUN = '''\
 """The fields of the real one, without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 Scale = str
+
+
+class Record(dict):
+    def as_json(self):
+        return dict(self)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Run:
     scale: str
     dir: Path
     threads: int = 1
+    record: Record = field(default_factory=Record)
 '''
 
 FILES = {

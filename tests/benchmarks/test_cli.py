@@ -11,7 +11,7 @@ from benchmarks.paper.facts import check, recorded
 from benchmarks.paper.schema import Fact
 from benchmarks.run.units import identity
 
-LIST_KEYS = ["slug", "title", "year", "modality", "fidelity", "facts", "claims", "missing"]
+LIST_KEYS = ["slug", "title", "year", "modality", "fidelity", "facts", "recipe", "claims", "missing"]
 
 
 def put_record(tree, method=(9, 9.1, 9.2), **changes):

@@ -311,7 +311,10 @@ def test_readme_blocks_are_filled_and_checked(tree):
     assert "old" in room.read_text()
     assert update() == ["README.md", "papers/toy/README.md"]
     assert update(check=True) == []
-    assert "| [A toy](papers/toy/README.md) | 2020 | text | 0 of 1 | 1 reproduced | confirmed |" in readme.read_text()
+    assert (
+        "| [A toy](papers/toy/README.md) | 2020 | text | 0 of 1 | none | 1 reproduced | confirmed |"
+        in readme.read_text()
+    )
     assert readme.read_text().endswith("<!-- encore:end -->\ntail\n")
     text = room.read_text()
     assert "old" not in text

@@ -161,7 +161,7 @@ def test_checkpoints_of_other_code_are_not_continued(tree, monkeypatch):
         write_atomic(leftover, "x")
         write_atomic(UNIT.dir / "unit.json", json.dumps({**wanted, "code": code, "attempts": 1}))
         (UNIT.dir / "result.json").unlink(missing_ok=True)
-        monkeypatch.setattr("benchmarks.run.unit.call_entry", lambda unit, entry: {"score": 1.0})
+        monkeypatch.setattr("benchmarks.run.unit.call_entry", lambda unit, entry: ({"score": 1.0}, {}))
         run_unit(UNIT)
         assert leftover.exists() == survives
     run_unit(UNIT, force=True)
