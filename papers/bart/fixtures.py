@@ -56,7 +56,7 @@ def glue(name: str, *columns: str, classes: int = 2, splits: tuple[str, ...] = (
 
     def make(root: Path) -> dict[str, Any]:
         labels = [i % classes if classes > 1 else i / 3 for i in range(8)]
-        rows = {**{column: write.sentences(8) for column in columns}, "label": labels}
+        rows: dict[str, list[Any]] = {**{column: write.sentences(8) for column in columns}, "label": labels}
         write.dataset(root / name, **dict.fromkeys(("train", *splits), rows))
         return {"data.init_args.path": root / name}
 
@@ -72,7 +72,11 @@ def squad(root: Path) -> dict[str, Any]:
         ("Where?", "under the warm sun"),
     ]
     answers = [{"text": [a] if a else [], "answer_start": [CONTEXT.index(a)] if a else []} for _, a in asked]
-    rows = {"question": [question for question, _ in asked], "context": [CONTEXT] * 4, "answers": answers}
+    rows: dict[str, list[Any]] = {
+        "question": [question for question, _ in asked],
+        "context": [CONTEXT] * 4,
+        "answers": answers,
+    }
     write.dataset(root / "squad", train=rows, validation=rows)
     return {"data.init_args.path": root / "squad", "data.init_args.max_length": 96}
 
@@ -98,7 +102,7 @@ def summaries(name: str) -> Any:
 
 def answers(root: Path) -> dict[str, Any]:
     """ELI5 as KILT has it; one question without an answer."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": "1",
             "input": "Why is\nthe river  cold?",

@@ -285,17 +285,17 @@ def set_dropout(root: nn.Module, p: float) -> None:
 
 
 def bart_base(vocab_size: int = 50265, **options: Any) -> BART:
-    """6 + 6 layers, width 768: 139,420,416 parameters."""
+    """6 + 6 layers, width 768."""
     return BART(vocab_size=vocab_size, dim=768, depth=6, num_heads=12, mlp_dim=3072, **options)
 
 
 def bart_large(vocab_size: int = 50265, **options: Any) -> BART:
-    """12 + 12 layers, width 1024: 406,291,456 parameters."""
+    """12 + 12 layers, width 1024."""
     return BART(vocab_size=vocab_size, dim=1024, depth=12, num_heads=16, mlp_dim=4096, **options)
 
 
 def bart_large_cnn(**options: Any) -> BART:
-    """The summarisation checkpoints (CNN/DM, XSum) have no row for `<mask>`: 50,264 entries, 406,290,432 parameters."""
+    """The summarisation checkpoints (CNN/DM, XSum) have no row for `<mask>`: 50,264 entries."""
     return bart_large(50264, **options)
 
 
@@ -310,8 +310,16 @@ def bart_tiny(vocab_size: int = 600, max_positions: int = 64, **options: Any) ->
     init_std grows as the square root of the width shrinks, so that a linear layer keeps the gain it has in large; with
     0.02 the cross-attention of so narrow a model whispers and learns nothing for hundreds of steps.
     """
-    sizes = {"vocab_size": vocab_size, "dim": 96, "depth": 2, "num_heads": 4, "mlp_dim": 384}
-    return BART(**sizes, max_positions=max_positions, init_std=0.02 * (1024 / 96) ** 0.5, **options)
+    return BART(
+        vocab_size=vocab_size,
+        dim=96,
+        depth=2,
+        num_heads=4,
+        mlp_dim=384,
+        max_positions=max_positions,
+        init_std=0.02 * (1024 / 96) ** 0.5,
+        **options,
+    )
 
 
 def bart_large_translator(source_vocab_size: int = 40000) -> BARTTranslator:

@@ -39,12 +39,12 @@ class BARTScorer(nn.Module):
 
 
 def bartscore() -> BARTScorer:
-    """The plain scorer on bart-large: 406,291,456 parameters."""
+    """The plain scorer on bart-large."""
     return BARTScorer(bart_large())
 
 
 def bartscore_cnn() -> BARTScorer:
-    """`+CNN`, on the checkpoint for CNN/DailyMail: 406,290,432 parameters. `+CNN+Para` is this one, tuned further."""
+    """`+CNN`, on the checkpoint for CNN/DailyMail. `+CNN+Para` is this one, tuned further."""
     return BARTScorer(bart_large_cnn())
 
 
