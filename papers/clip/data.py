@@ -21,6 +21,7 @@ from torchvision.datasets import ImageFolder
 
 from common import sources
 from common.errors import EncoreError
+from common.formats.images import load_image, opened
 from common.formats.tables import decode_images, read_table
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
 from common.training.loaders import Loaders
@@ -33,11 +34,12 @@ from papers.clip.zero_shot import TEMPLATES, read_lines
 class LabelledImages(Dataset):
     """{image, label} of an ImageFolder whose sorted folders are the classes named by class_names, in that order."""
 
-    def __init__(self, root: str, class_names: Sequence[str], image_size: int) -> None:
+    def __init__(self, root: str, class_names: Sequence[str], image_size: int, as_released: bool = False) -> None:
         if not Path(root).is_dir():
             raise EncoreError(f"{root}: no such folder; it must hold one folder of images a class (ImageFolder)")
         try:
-            self.images = ImageFolder(root, image_transform(image_size, train=False))
+            transform = image_transform(image_size, train=False, as_released=as_released)
+            self.images = ImageFolder(root, transform, loader=opened if as_released else load_image)
         except FileNotFoundError as error:
             raise EncoreError(f"{root}: {error}; it must hold one folder of images a class (ImageFolder)") from error
         if len(self.images.classes) != len(class_names):
@@ -50,11 +52,7 @@ class LabelledImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.images.samples[index][0]
-        try:
-            image, label = self.images[index]
-        except (OSError, SyntaxError) as error:
-            raise EncoreError(f"{path}: cannot be decoded ({error}); replace or remove the file") from error
+        image, label = self.images[index]
         return {"image": image, "label": label}
 
 
@@ -64,7 +62,9 @@ class WebData(L.LightningDataModule):
     shards: brace pattern of local tar files. tokenizer: the released merges, or a folder with vocab.json and
     merges.txt. batch_size is per process. zero_shot_root, class_names (a file, one name a line)
     and templates (a file, one pattern with {} a line; default: a small set of our own) are for validation, and may be
-    left out.
+    left out. as_released: images as the authors' code prepares them: not turned by EXIF, resized as they are stored
+    (palettes by the nearest pixel) and made RGB last, so that transparent pixels show what is under them. It differs
+    for such images only.
     """
 
     def __init__(
@@ -82,8 +82,10 @@ class WebData(L.LightningDataModule):
         num_workers: int = 8,
         eval_batch_size: int = 256,
         seed: int = 0,
+        as_released: bool = False,
     ) -> None:
         super().__init__()
+        self.as_released = as_released
         self.tokenizer: ClipTokenizer = clip_tokenizer(Path(tokenizer), context_length)
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.shard_pattern, self.shuffle_buffer, self.num_workers, self.seed = shards, shuffle_buffer, num_workers, seed
@@ -106,7 +108,7 @@ class WebData(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         self.train_shards = CaptionShards(
             expand_shards(self.shard_pattern),
-            image_transform(self.image_size, train=True),
+            image_transform(self.image_size, train=True, as_released=self.as_released),
             self.tokenizer,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -115,6 +117,7 @@ class WebData(L.LightningDataModule):
             shuffle_buffer=self.shuffle_buffer,
             positions=self.positions.get(rank),
             first_batch=self.batches,
+            read=opened if self.as_released else load_image,
         )
         return DataLoader(
             self.train_shards,
@@ -126,7 +129,7 @@ class WebData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list[Any]:
         if self.zero_shot_root is None:
             return []
-        images = LabelledImages(self.zero_shot_root, self.class_names, self.image_size)
+        images = LabelledImages(self.zero_shot_root, self.class_names, self.image_size, self.as_released)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share = Subset(images, range(rank, len(images), world))
         return DataLoader(share, batch_size=self.eval_batch_size, num_workers=self.num_workers)

@@ -4,7 +4,6 @@ A shard is a tar file; members with one stem are one sample: an image (jpg, jpeg
 Unusable samples are skipped and counted by reason (SKIP_REASONS); the data module reports the counts at the end.
 """
 
-import io
 import itertools
 import os
 import random
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from common.errors import EncoreError
+from common.formats.images import load_image
 from common.training.loaders import seeded
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -74,9 +74,10 @@ class CaptionShards(IterableDataset):
         shuffle_buffer: int = 1000,
         positions: dict[int, int] | None = None,
         first_batch: int = 0,
+        read: Callable[[bytes], Image.Image] = load_image,
     ) -> None:
         super().__init__()
-        self.shards, self.transform, self.tokenizer = shards, transform, tokenizer
+        self.shards, self.transform, self.tokenizer, self.read = shards, transform, tokenizer, read
         self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
         self.rank, self.world, self.positions, self.first_batch = rank, world, positions or {}, first_batch
         self.skipped = torch.zeros(len(SKIP_REASONS), dtype=torch.int64).share_memory_()  # seen by all workers
@@ -153,8 +154,8 @@ class CaptionShards(IterableDataset):
             self._count("empty caption")
             return None
         try:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            image = self.read(data)
+        except EncoreError:
             self._count("image cannot be decoded")
             return None
         with seeded(self.seed, self.rank, worker, number):

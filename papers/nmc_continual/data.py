@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
 from common import sources
-from common.errors import EncoreError
+from common.formats.images import load_image
 from common.formats.tables import decode_images, read_table
 from common.training.loaders import train_loader
 from papers.nmc_continual import formats, streams
@@ -55,11 +55,8 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.items[index]
-        try:
-            image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item)
-            return self.transform(image.convert("RGB")), int(self.labels[index])
-        except (OSError, SyntaxError) as error:
-            raise EncoreError(f"{item}: cannot be decoded ({error}); replace or remove the file") from error
+        image = Image.fromarray(item).convert("RGB") if isinstance(item, np.ndarray) else load_image(item)
+        return self.transform(image), int(self.labels[index])
 
 
 class TensorImages(Dataset[tuple[Tensor, int]]):

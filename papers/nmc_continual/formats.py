@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy._core.multiarray import _reconstruct  # what the pickled CIFAR files call  # type: ignore[attr-defined]
-from PIL import Image, UnidentifiedImageError
 
 from common.errors import EncoreError
+from common.formats.images import load_image
 
 Arrays = tuple[np.ndarray, np.ndarray]
 Files = tuple[list[Path], np.ndarray]
@@ -166,9 +166,8 @@ def read_notmnist(root: str | Path, split: str) -> Arrays:
 
 def _grey(path: Path) -> np.ndarray | None:
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError):
+        return np.asarray(load_image(path, "L"))
+    except EncoreError:
         return None
 
 

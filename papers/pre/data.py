@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
 from common.errors import EncoreError
+from common.formats.images import load_image
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
 from common.training.loaders import train_loader
 from papers.clip.data import MEAN, STD, image_transform
@@ -184,11 +185,7 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.items[index]
-        try:
-            with Image.open(item.path) as image:
-                return {"image": self.transform(image.convert("RGB")), "label": item.label}
-        except (OSError, SyntaxError) as error:
-            raise EncoreError(f"{item.path}: cannot be decoded ({error}); replace the file") from error
+        return {"image": self.transform(load_image(item.path)), "label": item.label}
 
 
 class FewShotData(L.LightningDataModule):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import EncoreError
+from common.formats.images import load_image, opened
 from common.formats.video_clips import Entry, Sample, count_frames, indices, read_labelled, standardise
 from common.training.loaders import Loaders
 from papers.videomae_v2.data import UnlabelledVideos
@@ -42,11 +42,7 @@ class PretrainingVideos(UnlabelledVideos):
 
 def open_image(path: Path, mode: str | None = None) -> np.ndarray:
     """Pixels of an image file; without `mode` a palette image keeps its indices (the objects' numbers)."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image if mode is None else image.convert(mode))
-    except (OSError, UnidentifiedImageError) as error:
-        raise EncoreError(f"{path}: cannot be read as an image ({error}); fetch the data set again") from error
+    return np.array(opened(path) if mode is None else load_image(path, mode))
 
 
 class ObjectClips(Dataset[Sample]):

@@ -332,6 +332,6 @@ def test_the_command_warns_of_some_bad_files_and_fails_when_all_are(model, image
     (images[0] / "bad.png").rename(tmp_path / "bad" / "bad.png")
     done = encore(tmp_path / "bad", "--force")
     assert done.exit_code == 1
-    assert "all of them, so nothing is written: not a readable image" in done.output
+    assert "all of them, so nothing is written: cannot be decoded" in done.output
     assert len(rows(tmp_path / "f.parquet")[0]) == 11
     assert isinstance(encore(images[0], "--audio", "x").exception, EncoreError)

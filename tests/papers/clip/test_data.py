@@ -216,3 +216,28 @@ def test_shapes_for_testing_are_the_same_for_every_seed_and_never_seen_in_traini
     assert sorted(one.test_labels.tolist()) == list(range(38))
     assert not torch.equal(one.train.images, two.train.images)
     assert one.train.tokens.max() == one.tokenizer.eot
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "L", "RGB"])
+def test_as_released_resizes_what_is_stored_and_converts_last(mode, tmp_path):
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+    from common.formats.images import load_image, opened
+    from papers.clip.images import MEAN, STD
+
+    noise = torch.randint(256, (40, 50, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.numpy())
+    (picture.quantize(16) if mode == "P" else picture.convert(mode)).save(tmp_path / "a.png", exif=_turned())
+    resize = Resize(16, interpolation=InterpolationMode.BICUBIC)
+    official = Compose([resize, CenterCrop(16), lambda image: image.convert("RGB"), ToTensor(), Normalize(MEAN, STD)])
+    expected = official(Image.open(tmp_path / "a.png"))
+    ours = image_transform(16, train=False, as_released=True)(opened(tmp_path / "a.png"))
+    assert torch.allclose(ours, expected, atol=1e-6)
+    house = image_transform(16, train=False)(load_image(tmp_path / "a.png"))
+    assert not torch.allclose(house, expected, atol=1e-2)
+
+
+def _turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
