@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from common.errors import EncoreError
 from common.formats.images import load_image, opened
+from common.formats.lines import text_lines
 from common.formats.video_clips import Entry, Sample, count_frames, indices, read_labelled, standardise
 from common.training.loaders import Loaders
 from papers.videomae_v2.data import UnlabelledVideos
@@ -96,10 +97,7 @@ class ObjectVideos(Loaders):
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         path = Path(root, sequences)
-        try:
-            names = path.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EncoreError(f"{path}: the list of sequences cannot be read ({error})") from error
+        names = [name for line in text_lines(path) for name in line.split()]
         if not names:
             raise EncoreError(f"{path}: names no sequence")
         self.test = ObjectClips(Path(root), images, masks, names, num_frames, image_size)

@@ -104,7 +104,7 @@ def test_bad_files_are_left_out_and_listed(model, images, tmp_path, monkeypatch)
     os.mkfifo(folder / "c/pipe.png")
     (folder / os.fsdecode(b"c/\xff.png")).write_bytes(outside.read_bytes())
     Image.fromarray(np.zeros((60, 60), np.uint8)).save(folder / "c/huge.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    monkeypatch.setattr("common.formats.images.MAX_PIXELS", 3000)
     out = tmp_path / "features.parquet"
     outcome = run(model, folder, out)
     listed = {bad["path"]: bad["error"] for bad in map(json.loads, errors_file(out).read_text().splitlines())}
