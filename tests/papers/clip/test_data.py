@@ -1,5 +1,6 @@
 """CLIP's data modules on shards, folders and sets that the tests write themselves."""
 
+import gzip
 import io
 import tarfile
 
@@ -241,3 +242,37 @@ def _turned():
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
+
+
+def test_stems_with_dots_are_pairs_and_other_members_of_a_stem_are_passed_over(tmp_path):
+    members = [
+        ("photo.1", "png", picture(10)),
+        ("photo.1", "txt", b"1"),
+        ("photo.2", "txt", b"2"),
+        ("photo.2", "png", picture(20)),
+        ("plain", "png", picture(30)),
+        ("plain", "seg.png", picture(99)),
+        ("plain", "seg.txt", b"99"),
+        ("plain", "txt", b"3"),
+    ]
+    write_shard(tmp_path / "0.tar", members)
+    batches, dataset = stream_of(tmp_path / "0.tar", 1, batch_size=3)
+    assert sorted(captions(batches)) == [1, 2, 3]
+    red = batches[0]["image"][:, 0].mean(dim=(1, 2)) * 0.26862954 + 0.48145466
+    assert (red * 255).round().tolist() == [10 * caption for caption in captions(batches)]
+    assert not any(dataset.report().values())
+
+
+def stream_of(shard, count: int, **options):
+    dataset = CaptionShards(expand_shards(str(shard)), TRANSFORM, TOKENIZER, seed=0, **options)
+    batches = iter(dataset)
+    return [next(batches) for _ in range(count)], dataset
+
+
+def test_compressed_shards_and_pointers_say_what_to_do(shards, tmp_path):
+    (tmp_path / "0.tar").write_bytes(gzip.compress((shards / "0.tar").read_bytes()))
+    with pytest.raises(EncoreError, match=r"0\.tar: is compressed.*gunzip"):
+        expand_shards(str(tmp_path / "0.tar"))
+    (tmp_path / "0.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 6\n")
+    with pytest.raises(EncoreError, match=r"0\.tar: is a git-lfs pointer"):
+        expand_shards(str(tmp_path / "0.tar"))
