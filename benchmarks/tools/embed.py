@@ -28,6 +28,7 @@ from benchmarks.paper.files import digest
 from benchmarks.tools.export import encoder_of, paper_encoder
 from common.checksums import file_sha256
 from common.errors import EncoreError
+from common.files import replacing
 from common.interop.checkpoint import load_checkpoint
 from common.interop.encoder import Encoder
 
@@ -234,9 +235,8 @@ def _moved(batch: Any, device: str) -> Any:
 
 
 def _write_whole(file: Path, table: pa.Table) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, temporary, write_page_checksum=True)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def _join(parts: Path, count: int, out: Path, about: dict[str, Any]) -> None:

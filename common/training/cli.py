@@ -17,9 +17,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from common.errors import EncoreError
 from common.fast.sharded import FullySharded
@@ -27,22 +26,8 @@ from common.fast.throughput import Throughput
 from common.interop import read_checkpoint
 from common.interop.checkpoint import RECORD
 from common.interop.weights import check_fits
-from common.training.trainer import MetricsCSV, last_checkpoint, standard_callbacks
-
-
-class FirstProcessCSV(MetricsCSV):
-    """metrics.csv of a run that may span processes: the first one keeps it, the others have none."""
-
-    def __init__(self, folder: str | Path) -> None:
-        if getattr(rank_zero_only, "rank", 0):  # must not take away the file that the first process reads
-            self.earlier: list[dict[str, Any]] = []
-            CSVLogger.__init__(self, save_dir=str(folder), name="", version="")
-        else:
-            super().__init__(folder)
-
-    @rank_zero_only
-    def keep_before(self, step: int) -> None:
-        super().keep_before(step)
+from common.training.log import MetricsCSV
+from common.training.trainer import AtomicIO, last_checkpoint, standard_callbacks
 
 
 class KeepConfig(SaveConfigCallback):
@@ -78,9 +63,10 @@ class EncoreCLI(LightningCLI):
         folder = Path(self._get(self.config_init, "trainer.default_root_dir") or "runs/train")
         kwargs.setdefault("default_root_dir", str(folder))
         if self._get(self.config_init, "trainer.logger") is None:
-            kwargs["logger"] = [FirstProcessCSV(folder), *extra_loggers(self._get(self.config_init, "log"), folder)]
+            kwargs["logger"] = [MetricsCSV(folder), *extra_loggers(self._get(self.config_init, "log"), folder)]
         own = [*standard_callbacks(folder, self._get(self.config_init, "checkpoint_every")), Throughput()]
         own.append(ClipBesideFused())
+        kwargs["plugins"] = [*(self._get(self.config_init, "trainer.plugins") or []), AtomicIO()]
         if self._get(self.config_init, "trainer.strategy") == "fsdp":
             kwargs |= {"strategy": FullySharded(), "inference_mode": False}  # its weights are used in training, too
         kwargs["callbacks"] = [*(self._get(self.config_init, "trainer.callbacks") or []), *own]

@@ -1,8 +1,7 @@
 """The Lightning trainer as Encore sets it up: exact resume, atomic checkpoints, a stop on NaN, CSV logs."""
 
-import csv
-import os
 import random
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,36 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from common.errors import EncoreError
+from common.files import replacing
+from common.interop.weights import read_checkpoint
+from common.training.log import ContinueLog, MetricsCSV
+from common.training.loops import LastCheckpoint
 
-# Said by Lightning of every resumed run; train_loader does resume mid-epoch, and MetricsCSV keeps the log.
-for message in (".*dataloader is not resumable.*", "Experiment logs directory.*", "Checkpoint directory.*exists.*"):
+# Said by Lightning of every resumed run; train_loader does resume mid-epoch.
+for message in (".*dataloader is not resumable.*", "Checkpoint directory.*exists.*"):
     warnings.filterwarnings("ignore", message)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
 
 def atomic_save(payload: Any, path: Path) -> None:
     """torch.save that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         torch.save(payload, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Checkpoints written beside their target, and read only when every checksum in them is right."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        atomic_save(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
 
 
 class RandomState(Callback):
@@ -76,40 +85,17 @@ class StopOnNaN(Callback):
             )
 
 
-class MetricsCSV(CSVLogger):
-    """`metrics.csv` straight in the run's folder. A resumed run goes on in the same file, from the step it resumes
-    at."""
+class EndedBySignal(Callback):
+    """A training ended by SIGTERM says so by its exit status, 143: Lightning would end with 0, as if it were done."""
 
-    def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / "metrics.csv"
-        self.earlier: list[dict[str, Any]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.earlier = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-            path.unlink()
-        super().__init__(save_dir=str(folder), name="", version="", flush_logs_every_n_steps=1)
-
-    def keep_before(self, step: int) -> None:
-        """Put back the rows of an earlier run up to `step` (exclusive)."""
-        self.experiment.metrics = [row for row in self.earlier if int(row["step"]) < step] + self.experiment.metrics
-        self.earlier = []
-
-
-class ContinueLog(Callback):
-    """Tells a MetricsCSV logger at which step this run starts."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.keep_before(trainer.global_step)
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
 
 
 def standard_callbacks(folder: str | Path, checkpoint_every: int) -> list[Callback]:
     """What every Encore run has: random state in checkpoints, a stop on NaN, `last.ckpt` every so many steps."""
-    checkpoint = ModelCheckpoint(
-        dirpath=folder, filename="last", every_n_train_steps=checkpoint_every, enable_version_counter=False
-    )
-    return [RandomState(), StopOnNaN(), ContinueLog(), checkpoint]
+    return [RandomState(), StopOnNaN(), EndedBySignal(), ContinueLog(), LastCheckpoint(folder, checkpoint_every)]
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -141,5 +127,6 @@ def build_trainer(
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "default_root_dir": folder,
+        "plugins": [AtomicIO()],
     }
     return L.Trainer(callbacks=standard_callbacks(folder, checkpoint_every) + (callbacks or []), **(options | kwargs))
