@@ -76,17 +76,24 @@ class StepLoop(_TrainingEpochLoop):
             self._save()
 
     def _save(self) -> None:
-        """Save with counters as they stand in `on_train_batch_end`: from there Lightning restarts exactly, taking a
-        validation of this step as done."""
-        counters = self.batch_progress.total, self.batch_progress.current
-        for counter in counters:
-            counter.completed -= 1
+        """Save with counters from which Lightning restarts exactly, taking a validation of this step as done: as they
+        stand in `on_train_batch_end`, or, after the last batch of an epoch, between two epochs."""
+        batches, epochs = self.batch_progress, self.trainer.fit_loop.epoch_progress
+        now = batches.state_dict(), epochs.state_dict()
+        batches.total.completed -= 1  # a restart counts this batch, and the logged step
+        batches.current.completed -= 1
         self._batches_that_stepped -= 1
+        if self._num_ready_batches_reached():
+            batches.is_last_batch = False
+            batches.current.reset()
+            batches.current.completed -= 1
+            for counter in (epochs.total, epochs.current):
+                counter.processed = counter.completed = counter.ready
         try:
             self.checkpoint.save(self.trainer)
         finally:
-            for counter in counters:
-                counter.completed += 1
+            batches.load_state_dict(now[0])
+            epochs.load_state_dict(now[1])
             self._batches_that_stepped += 1
 
 

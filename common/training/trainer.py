@@ -85,6 +85,56 @@ class StopOnNaN(Callback):
             )
 
 
+class SameOptimizer(Callback):
+    """Refuses to go on from a checkpoint with other settings of the optimizer: those of the checkpoint would be used
+    and the new ones recorded."""
+
+    TECHNICAL = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})  # how, not what
+
+    def __init__(self) -> None:
+        self.settings: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settings": self.settings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state["settings"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.settings = [
+            {"optimizer": type(optimizer).__name__} | self._plain(group)
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+        ]
+        if self.kept is None:
+            return
+        if len(self.kept) != len(self.settings):
+            raise EncoreError(
+                f"optimizer: {len(self.settings)} parameter groups, and {len(self.kept)} in the checkpoint; give the "
+                "settings of that run, or start afresh"
+            )
+        for kept, now in zip(self.kept, self.settings):
+            for name in kept.keys() | now.keys():
+                if kept.get(name) != now.get(name):
+                    raise EncoreError(
+                        f"optimizer: {name} is {now.get(name)}, and {kept.get(name)} in the checkpoint that is gone on "
+                        "with; give that value, or start afresh in another folder"
+                    )
+
+    def _plain(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a group as they were given: the schedule keeps the peak rate as initial_lr."""
+        lr = group.get("initial_lr", group["lr"])
+        rest = {k: v for k, v in group.items() if k not in {*self.TECHNICAL, "lr", "initial_lr"}}
+        plain = {"lr": lr} | rest
+        plain = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in plain.items()}
+        return {k: list(v) if isinstance(v, tuple | list) else v for k, v in plain.items() if _is_plain(v)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | tuple | list | None)
+
+
 class EndedBySignal(Callback):
     """A training ended by SIGTERM says so by its exit status, 143: Lightning would end with 0, as if it were done."""
 
@@ -95,7 +145,8 @@ class EndedBySignal(Callback):
 
 def standard_callbacks(folder: str | Path, checkpoint_every: int) -> list[Callback]:
     """What every Encore run has: random state in checkpoints, a stop on NaN, `last.ckpt` every so many steps."""
-    return [RandomState(), StopOnNaN(), EndedBySignal(), ContinueLog(), LastCheckpoint(folder, checkpoint_every)]
+    own = [RandomState(), StopOnNaN(), SameOptimizer(), EndedBySignal(), ContinueLog()]
+    return [*own, LastCheckpoint(folder, checkpoint_every)]
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

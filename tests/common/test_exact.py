@@ -1,6 +1,8 @@
 """Nothing is lost and no number changes, whatever moment a training is killed at."""
 
+import os
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.training.cli import run
+from common.files import replacing
+from common.training.cli import main, run
+from common.training.log import MetricsCSV
 from common.training.optim import adamw, schedule
 from common.training.trainer import build_trainer, last_checkpoint
 from tests.common.test_training_resume import Noisy, ToyData
@@ -68,11 +72,25 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, accumulated: int
 
 
 @pytest.mark.parametrize("accumulated", [2, 3])
-def test_a_run_stopped_after_every_step_equals_one_left_alone(tmp_path: Path, accumulated: int) -> None:
-    options = {"accumulate_grad_batches": accumulated, "every": 1, "slow": 0.0}
+def test_a_run_that_dies_in_the_midst_of_every_accumulation_equals_one_left_alone(
+    tmp_path: Path, accumulated: int
+) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulated, "every": 1, "slow": 0.0}
     train(tmp_path / "whole", **options)
-    for steps in range(1, 13):
-        train(tmp_path / "often", steps=steps, **options)
+    step = Averaged.training_step
+
+    def dies() -> None:
+        calls = iter(range(accumulated + 2))
+
+        def once_more(self: Averaged, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            next(calls, None) is not None or os._exit(9)
+            return step(self, batch, batch_idx)
+
+        Averaged.training_step = once_more  # type: ignore[method-assign]
+        train(tmp_path / "often", **options)
+
+    assert [in_child(dies) for _ in range(3)] == [9, 9, 9]
+    train(tmp_path / "often", **options)
     assert_same_run(tmp_path / "whole", tmp_path / "often")
 
 
@@ -97,7 +115,7 @@ def test_a_validation_due_at_the_checkpoint_is_in_the_log_after_a_kill_within_it
     killer = Averaged.validation_step
 
     def killed() -> None:
-        Averaged.validation_step = lambda self, batch, batch_idx: __import__("os")._exit(9)  # type: ignore
+        Averaged.validation_step = lambda self, batch, batch_idx: os._exit(9)  # type: ignore
         train(tmp_path / "often", every=6, slow=0.0)
 
     assert in_child(killed) == 9
@@ -138,3 +156,113 @@ def test_kills_change_nothing_in_a_paper(tmp_path: Path, slug: str, accumulated:
         run(["fit", *config, *given, "--ckpt_path", "last"])
 
     assert_kills_change_nothing(through_the_command_line, tmp_path, 3, accumulated)
+
+
+CONFIG = """
+seed_everything: 1
+checkpoint_every: 100
+model: {class_path: tests.common.test_exact.Averaged, init_args: {slow: 0.05}}
+data: {class_path: tests.common.test_exact.ToyWithValidation, init_args: {num_batches: 1000}}
+trainer: {max_steps: 400, log_every_n_steps: 1, accelerator: cpu, default_root_dir: ROOT}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("sys.argv", ["train"])
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("ROOT", str(tmp_path / "out")))
+    return path
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the train script says on its one line, with exit code 2."""
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *arguments])
+    assert end.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1
+    return said[0]
+
+
+def test_sigterm_ends_with_143_and_keeps_the_step_it_came_at(config: Path, tmp_path: Path) -> None:
+    def stopped() -> None:
+        main(["fit", "--config", str(config)])
+
+    assert in_child(stopped, kill_after=4, number=signal.SIGTERM) == 143
+    kept = torch.load(tmp_path / "out/last.ckpt", weights_only=True)["global_step"]
+    assert 0 < kept < 400
+    assert len(logged(tmp_path / "out")) == kept
+
+
+FEW = ["--model.init_args.slow", "0", "--trainer.max_steps", "4", "--checkpoint_every", "3"]
+
+
+def test_another_rate_on_resume_is_refused_with_both_values(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--config", str(config), *FEW]
+    run(["fit", *given])
+    said = refused([*given, "--ckpt_path", "last", "--model.init_args.lr", "0.05"], capsys)
+    assert "lr is 0.05, and 0.01 in the checkpoint" in said
+    run(["fit", *given, "--ckpt_path", "last", "--trainer.max_steps", "6"])
+
+
+def test_a_second_fit_over_a_run_is_refused_unless_it_is_to_start_afresh(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, folder = ["--config", str(config), *FEW], tmp_path / "out"
+    run(["fit", *given])
+    said = capsys.readouterr().out
+    assert f"after 4 steps, kept in {folder / 'last.ckpt'}" in said.splitlines()[-1]
+    assert said.splitlines()[-1].startswith("loss ")
+    before = (folder / "last.ckpt").read_bytes(), (folder / "metrics.csv").read_bytes()
+    assert "--ckpt_path last goes on with it" in refused(given, capsys)
+    run(["validate", *given[:2], "--ckpt_path", "last"])  # neither this nor a resumed finished run loses anything
+    run(["fit", *given, "--ckpt_path", "last"])
+    assert before[1] == (folder / "metrics.csv").read_bytes()
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4
+    run(["fit", *given, "--overwrite", "true", "--seed_everything", "2"])
+    assert before[1] != (folder / "metrics.csv").read_bytes()
+    (folder / "last.ckpt").unlink()
+    assert "metrics.csv: a run is there" in refused(given, capsys)
+    run(["fit", *given, "--ckpt_path", "last"])  # killed before its first checkpoint: the same command starts afresh
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_not_resumed(config: Path, tmp_path: Path, capsys: Any) -> None:
+    given = ["--config", str(config), *FEW]
+    run(["fit", *given])
+    path = tmp_path / "out/last.ckpt"
+    content = bytearray(path.read_bytes())
+    where = content.find(torch.load(path, weights_only=True)["state_dict"]["net.0.weight"].numpy().tobytes())
+    content[where + 2] ^= 4
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # which sees nothing
+    assert "has changed since it was written" in refused([*given, "--ckpt_path", "last"], capsys)
+
+
+def test_more_processes_than_cores_are_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "trainer.devices: 99 processes" in refused(["--config", str(config), "--trainer.devices", "99"], capsys)
+
+
+def test_a_checkpoint_needs_no_other_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full or foreign TMPDIR plays no part, and a write that fails leaves the old file."""
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    train(tmp_path, steps=2, slow=0.0)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(RuntimeError, match="no space"), replacing(tmp_path / "last.ckpt") as temporary:
+        temporary.write_bytes(before[:100])
+        raise RuntimeError("no space")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "metrics.csv"]
+
+
+def test_columns_that_come_later_widen_the_log_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
+    log = MetricsCSV(tmp_path)
+    log.log_metrics({"a": 1.0}, 0)
+    log.log_metrics({"a": 2.0, "b": torch.tensor(5)}, 1)
+    with log.file.open("a") as file:
+        file.write("3.0,7")
+    again = MetricsCSV(tmp_path)
+    again.keep_before(2)
+    again.log_metrics({"b": 4}, 2)
+    assert logged(tmp_path) == [{"a": "1.0", "step": "0"}, {"a": "2.0", "b": "5", "step": "1"}, {"b": "4", "step": "2"}]
