@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from common.errors import EncoreError
 from common.fast.sharded import FullySharded
 from common.fast.throughput import Throughput
 from common.interop import read_checkpoint
-from common.interop.checkpoint import RECORD
+from common.interop.checkpoint import RECORD, check_training_state
 from common.interop.weights import check_fits
+from common.plain_yaml import read_mapping
 from common.training.log import MetricsCSV
 from common.training.trainer import AtomicIO, last_checkpoint, standard_callbacks
 
@@ -63,6 +65,20 @@ class EncoreCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="start afresh in a folder that holds a run, which is lost"
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for name in config_files(sys.argv[1:] if args is None else args):
+            read_mapping(name)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise EncoreError(one_line(str(error))) from error
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise EncoreError(f"model or data cannot be built: {one_line(str(error))}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = Path(self._get(self.config_init, "trainer.default_root_dir") or self._usual_folder())
@@ -154,10 +170,7 @@ class EncoreCLI(LightningCLI):
                 )
         if path:
             checkpoint = read_checkpoint(path)
-            if "state_dict" not in checkpoint:
-                raise EncoreError(
-                    f"{path}: has no state_dict, so it is not a training checkpoint; load weights through the config"
-                )
+            check_training_state(checkpoint, path)
             check_fits(self.model, checkpoint["state_dict"], path)
 
 
@@ -165,6 +178,32 @@ def _check_processes(wanted: int) -> None:
     most = max(4, os.cpu_count() or 1)  # a few on a small machine are a fair way to try things
     if wanted > most:
         raise EncoreError(f"trainer.devices: {wanted} processes, and this machine has cores for {most}; lower it")
+
+
+def config_files(args: Any) -> list[Path]:
+    """Files of configuration among the arguments."""
+    given = [part for arg in args for part in str(arg).split("=", 1)] if isinstance(args, list) else []
+    return [Path(part) for part in given if part.endswith((".yaml", ".yml")) and Path(part).is_file()]
+
+
+def one_line(message: str) -> str:
+    """What the argument parser says: the fields it names and the innermost reasons, without its listing of types."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    told = [
+        line
+        for line in lines
+        if not line.startswith(
+            (
+                "Given value",
+                "Problem with given class_path",
+                "Subtypes:",
+                "Does not val",
+                "Errors:",
+                "Expected a <class 'NoneType'>",
+            )
+        )
+    ]
+    return "; ".join(told[:1] + [line for line in told[-1:] if line != told[0]])[:500]
 
 
 def extra_loggers(kind: str, folder: Path) -> list[Logger]:
@@ -194,6 +233,7 @@ def run(args: list[str] | None = None) -> EncoreCLI:
             "enable_progress_bar": bool(callbacks),
         },
         seed_everything_default=0,
+        parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in EncoreCLI.subcommands()},
         args=args,
     )
 

@@ -127,6 +127,8 @@ def train_loader(
 
     A dataset may offer __getitems__(indices) -> what collate_fn takes, to make a batch at once.
     """
+    if batch_size < 1:
+        raise EncoreError(f"batch_size must be at least 1, not {batch_size}")
     rank, world, taken = 0, 1, None
     if trainer is not None:
         rank, world = trainer.global_rank, trainer.world_size

@@ -243,15 +243,20 @@ def test_more_processes_than_cores_are_refused(config: Path, capsys: pytest.Capt
     assert "trainer.devices: 99 processes" in refused(["--config", str(config), "--trainer.devices", "99"], capsys)
 
 
+def write_half(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content[:100])
+        raise RuntimeError("no space")
+
+
 def test_a_checkpoint_needs_no_other_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full or foreign TMPDIR plays no part, and a write that fails leaves the old file."""
     monkeypatch.setenv("TMPDIR", "/nowhere")
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     train(tmp_path, steps=2, slow=0.0)
     before = (tmp_path / "last.ckpt").read_bytes()
-    with pytest.raises(RuntimeError, match="no space"), replacing(tmp_path / "last.ckpt") as temporary:
-        temporary.write_bytes(before[:100])
-        raise RuntimeError("no space")
+    with pytest.raises(RuntimeError, match="no space"):
+        write_half(tmp_path / "last.ckpt", before)
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "metrics.csv"]
 
