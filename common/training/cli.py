@@ -186,23 +186,20 @@ def config_files(args: Any) -> list[Path]:
     return [Path(part) for part in given if part.endswith((".yaml", ".yml")) and Path(part).is_file()]
 
 
+DULL = (
+    "Given value",
+    "Problem with given class_path",
+    "Subtypes:",
+    "Does not val",
+    "Errors:",
+    "Expected a <class 'None",
+)
+
+
 def one_line(message: str) -> str:
     """What the argument parser says: the fields it names and the innermost reasons, without its listing of types."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    told = [
-        line
-        for line in lines
-        if not line.startswith(
-            (
-                "Given value",
-                "Problem with given class_path",
-                "Subtypes:",
-                "Does not val",
-                "Errors:",
-                "Expected a <class 'NoneType'>",
-            )
-        )
-    ]
+    told = [line for line in lines if not line.startswith(DULL)]
     return "; ".join(told[:1] + [line for line in told[-1:] if line != told[0]])[:500]
 
 
