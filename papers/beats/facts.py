@@ -4,15 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.layers.positions import relative_bucket
 from papers.beats.data import num_frames
-from papers.beats.model import (
-    Encoder,
-    GatedRelativeAttention,
-    deepnorm_alpha,
-    deepnorm_beta,
-    num_masked,
-    relative_bucket,
-)
+from papers.beats.model import BUCKETS, Encoder, GatedRelativeAttention, deepnorm_alpha, deepnorm_beta, num_masked
 from papers.beats.tokenizers import beats_base_tokenizer
 
 
@@ -41,7 +35,7 @@ def visible_tokens(seconds: float) -> int:
 
 def bucket(distance: int) -> int:
     """Relative-position bucket of key index - query index."""
-    return int(relative_bucket(torch.tensor(distance, device="cpu")))
+    return int(relative_bucket(torch.tensor(distance, device="cpu"), **BUCKETS))
 
 
 def bucket_mirror(distance: int) -> int:
