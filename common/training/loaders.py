@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from common.errors import EncoreError
@@ -36,10 +38,21 @@ class Positions(Sampler[list[int]]):
     Batch t of the run holds stream positions t * B * W ... of which rank r of W takes the r-th part of B. Every pass
     is a
     new permutation drawn from (seed, pass). Yields [t, index, index, ...].
+
+    taken: how many batches the run has been given so far, which workers that fetch ahead make this sampler overshoot.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, num_batches: int | None, rank: int, world: int, start: int
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        num_batches: int | None,
+        rank: int,
+        world: int,
+        start: int,
+        taken: Callable[[], int] | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         together = batch_size * world
@@ -50,12 +63,14 @@ class Positions(Sampler[list[int]]):
                 f"the training set has {length} samples, fewer than one batch of {together} "
                 f"({batch_size} on each of {world} processes); lower batch_size or add data"
             )
-        self.next = start
+        self.next, self.taken = start, taken
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.taken is not None:
+            self.next = self.taken()
         end = (self.next // self.num_batches + 1) * self.num_batches
         current, order = -1, np.empty(0, dtype=np.int64)
         for t in range(self.next, end):
@@ -114,12 +129,17 @@ def train_loader(
 
     A dataset may offer __getitems__(indices) -> what collate_fn takes, to make a batch at once.
     """
-    rank, world, start = 0, 1, 0
+    if batch_size < 1:
+        raise EncoreError(f"batch_size must be at least 1, not {batch_size}")
+    rank, world, taken = 0, 1, None
     if trainer is not None:
         rank, world = trainer.global_rank, trainer.world_size
-        start = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+        def taken(trainer: L.Trainer = trainer) -> int:
+            return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
     positions = Positions(
-        len(dataset), batch_size, seed=seed, num_batches=num_batches, rank=rank, world=world, start=start
+        len(dataset), batch_size, seed=seed, num_batches=num_batches, rank=rank, world=world, start=0, taken=taken
     )
     return DataLoader(
         _Batches(dataset, collate_fn or default_collate, seed, rank),
@@ -193,3 +213,22 @@ class Loaders(L.LightningDataModule):
         if getattr(self, split) is None:
             raise EncoreError(f"{type(self).__name__} has no {split} split; name its files in the data section")
         return getattr(self, split)
+
+
+class Balanced:
+    """Map-style dataset that draws every item anew: all classes equally often, their items too.
+
+    labels: (N,) classes, or (N, C) 0/1, where an item counts 1 / (items of the class) for each class that it has.
+    """
+
+    def __init__(self, dataset: Any, labels: Tensor) -> None:
+        self.dataset = dataset
+        table = labels if labels.dim() == 2 else F.one_hot(labels).float()
+        self.cumulative = (table / table.sum(0).clamp(min=1)).sum(1, dtype=torch.float64).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        draw = torch.rand((), dtype=torch.float64) * self.cumulative[-1]
+        return self.dataset[min(int(torch.searchsorted(self.cumulative, draw, right=True)), len(self) - 1)]

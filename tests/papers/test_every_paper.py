@@ -22,6 +22,7 @@ import math
 import re
 from fnmatch import fnmatch
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import pytest
 import torch
 
 from benchmarks.paper import catalog, paths, recipe
+from benchmarks.run import wiring
 from benchmarks.tools.export import STARTS, encoder_of, export, exporting
 from common.interop.checkpoint import load_checkpoint
 from common.interop.encoder import Encoder
@@ -209,16 +211,31 @@ EXPERIMENTS = [(slug, each) for slug, paper in PAPERS.items() for each in paper.
 
 
 @pytest.mark.parametrize(("slug", "experiment"), EXPERIMENTS, ids=[f"{slug}-{each.id}" for slug, each in EXPERIMENTS])
-def test_every_arm_of_a_claim_gives_its_metrics_at_smoke_scale(slug, experiment, tmp_path):
+def test_every_arm_of_a_claim_gives_its_metrics_at_smoke_scale_and_is_wired_as_paper_yaml_says(
+    slug, experiment, tmp_path
+):
     absent = [name for name in experiment.sources if name != "generated" and not available(name)]
     if absent:
         pytest.skip(f"needs the data source {absent[0]!r}")
     module, _, name = experiment.entry.partition(":")
     entry = getattr(importlib.import_module(module), name)
-    for arm in experiment.all_arms:
-        metrics = entry(Run(slug, experiment.id, arm, experiment.seeds[0], "smoke", tmp_path / arm))
+    units = []
+    for seed, arm in product(experiment.seeds[:2], experiment.all_arms):
+        unit = Run(slug, experiment.id, arm, seed, "smoke", tmp_path / f"{arm}-{seed}")
+        metrics = entry(unit)
         assert experiment.metrics_of(arm) <= metrics.keys(), arm
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in metrics.values()), arm
+        units.append({"arm": arm, "seed": seed, "wiring": unit.record.as_json()})
+    assert wiring.problems(experiment, units) == []
+
+
+CLAIMS = [(slug, claim) for slug, paper in PAPERS.items() for claim in paper.claims]
+
+
+@pytest.mark.parametrize(("slug", "claim"), CLAIMS, ids=[f"{slug}-{claim.id}" for slug, claim in CLAIMS])
+def test_a_claim_says_in_which_settings_its_arms_differ(slug, claim):
+    if len(claim.all_arms) > 1 and not isinstance(claim.arms, dict):
+        pytest.xfail(f"papers/{slug} {claim.id}: arms is a list, so that nothing holds its settings together")
 
 
 # ------------------------------------------------------------------------------------------------------------- export
