@@ -22,11 +22,15 @@ from papers.clip.model import (
 from tests import tiny
 
 
-def tiny_vit() -> CLIP:
+def initial_vit() -> CLIP:
     torch.manual_seed(0)
     image = VisionTransformer(image_size=24, patch_size=8, dim=32, depth=2, num_heads=4, embed_dim=20)
     text = TextTransformer(dim=48, depth=2, num_heads=4, vocab_size=60, context_length=11, embed_dim=20)
-    return tiny.randomise(CLIP(image, text))
+    return CLIP(image, text)
+
+
+def tiny_vit() -> CLIP:
+    return tiny.randomise(initial_vit())
 
 
 def tiny_resnet() -> CLIP:
@@ -281,7 +285,7 @@ def test_a_text_longer_than_the_context_is_an_error():
 
 
 def test_temperature_starts_at_7_hundredths_scales_the_logits_and_stops_at_100(images):
-    model = tiny_vit()
+    model = initial_vit().eval()
     assert model.scale.item() == pytest.approx(14.2857, abs=1e-3)
     cosines = F.normalize(model.image(images), dim=-1) @ F.normalize(model.text(tokens(3, 5)), dim=-1).T
     torch.testing.assert_close(model(images, tokens(3, 5)), cosines / 0.07)
