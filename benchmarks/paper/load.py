@@ -175,7 +175,7 @@ def _place(node: yaml.Node, location: Location) -> tuple[int, str]:
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line, field = node.start_mark.line + 1, f"{field}[{part}]"
-        elif isinstance(node, yaml.MappingNode):
+        elif isinstance(node, yaml.MappingNode) and not isinstance(part, int):  # int: one gate may stand for a list
             child = next((pair for pair in node.value if pair[0].value == str(part)), None)
             if child is not None:
                 line, node = child[0].start_mark.line + 1, child[1]

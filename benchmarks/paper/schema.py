@@ -97,6 +97,24 @@ class ArmMetric(Strict):
     metric: Identifier
 
 
+class Gate(Strict):
+    """The plateau gate: a gap may be read when each side is better than this by `at_least`, in the mean over seeds."""
+
+    untrained: Identifier | ArmMetric | None = None
+    chance: Number | None = None
+    at_least: float = Field(ge=0, lt=1e300)
+
+    @model_validator(mode="after")
+    def is_above_one_thing(self) -> Gate:
+        if (self.untrained is None) == (self.chance is None):
+            raise ValueError("name either untrained (an arm) or chance (a number); for both write a list of two gates")
+        return self
+
+    @property
+    def floor(self) -> str | ArmMetric | Number:
+        return self.chance if self.untrained is None else self.untrained  # type: ignore[return-value]
+
+
 class Needs(Strict):
     """What one unit asks a cluster for (engines ray and slurm). The local engine gives it a share of the machine."""
 
@@ -131,16 +149,35 @@ class Experiment(Strict):
 
 
 class Claim(Experiment):
-    """A statement of the paper checked by training: gap = method - baseline, paired by seed."""
+    """A statement of the paper checked by training: gap = method - baseline, paired by seed.
+
+    arms: more arms than the two sides; or, of all arms, {arm: {setting: its value}}: in these settings, and in no
+    others, arms differ (null: whatever the value is). same_start: every arm trains first from the same weights of a
+    seed. same_training: arms differ only in what is done with the trained weights.
+    """
 
     paper_ref: str
     metric: Identifier
     method: Identifier | ArmMetric
     baseline: Identifier | ArmMetric | Number
     higher_is_better: bool
-    arms: list[Identifier] = []
+    arms: list[Identifier] | dict[Identifier, dict[str, JsonValue]] = []
+    same_start: bool = False
+    same_training: bool = False
+    gate: list[Gate] = []
     margin: float = Field(0.0, ge=0)
     secondary: list[Identifier] = []
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def one_gate_or_several(cls, gate: object) -> object:
+        return [gate] if isinstance(gate, dict) else gate
+
+    @model_validator(mode="after")
+    def mapping_names_every_arm(self) -> Claim:
+        if absent := isinstance(self.arms, dict) and [arm for arm in self.all_arms if arm not in self.arms]:
+            raise ValueError(f"arms says in which settings arms differ, but nothing of {', '.join(absent)}")
+        return self
 
     @model_validator(mode="after")
     def method_differs_from_baseline(self) -> Claim:
@@ -156,13 +193,16 @@ class Claim(Experiment):
 
     @property
     def all_arms(self) -> list[str]:
-        sides = [side[0] for of in (self.method, self.baseline) if isinstance(side := self.side(of), tuple)]
-        return list(dict.fromkeys([*sides, *self.arms]))
+        return list(dict.fromkeys([arm for arm, _ in self._read()] + list(self.arms)))
 
     def metrics_of(self, arm: str) -> set[str]:
-        """The metrics that arm must return for the gap."""
-        sides = [self.side(self.method), self.side(self.baseline)]
-        return {side[1] for side in sides if isinstance(side, tuple) and side[0] == arm}
+        """The metrics that arm must return for the gap and the gate."""
+        return {metric for each, metric in self._read() if each == arm}
+
+    def _read(self) -> list[tuple[str, str]]:
+        """(arm, metric) of method, baseline and gate."""
+        sides = [self.side(of) for of in (self.method, self.baseline, *(gate.floor for gate in self.gate))]
+        return [side for side in sides if isinstance(side, tuple)]
 
 
 class Measurement(Experiment):

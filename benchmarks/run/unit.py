@@ -71,7 +71,8 @@ def run_unit(unit: Unit, force: bool = False) -> None:
     origin = {**wanted, **provenance.provenance(), "attempts": attempts}
 
     begin = time.perf_counter()
-    metrics = check_metrics(call_entry(unit, experiment.entry), experiment.metrics_of(unit.arm))
+    returned, wiring = call_entry(unit, experiment.entry)
+    metrics = check_metrics(returned, experiment.metrics_of(unit.arm))
     origin["machine"] = provenance.machine()  # by now the process knows whether it used an accelerator
     result = {
         "arm": unit.arm,
@@ -79,6 +80,7 @@ def run_unit(unit: Unit, force: bool = False) -> None:
         "metrics": metrics,
         "seconds": round(time.perf_counter() - begin, 1),
         "peak_memory_mb": _peak_memory_mb(),
+        "wiring": wiring,
         "curves": read_curves(unit.dir),
         "provenance": origin,
     }
@@ -102,8 +104,8 @@ def _whole_number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def call_entry(unit: Unit, entry: str) -> Any:
-    """What the entry function returns for this unit."""
+def call_entry(unit: Unit, entry: str) -> tuple[Any, dict[str, Any]]:
+    """What the entry function returns for this unit, and what it was wired to."""
     from common.training.run import Run, Scale
 
     module, _, name = entry.partition(":")
@@ -112,7 +114,8 @@ def call_entry(unit: Unit, entry: str) -> Any:
         raise EncoreError(f"{entry}: {module} has no function {name!r}; correct `entry` in paper.yaml")
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
     scale = cast(Scale, unit.scale)
-    return function(Run(unit.paper, unit.claim, unit.arm, unit.seed, scale, unit.dir, threads))
+    run = Run(unit.paper, unit.claim, unit.arm, unit.seed, scale, unit.dir, threads)
+    return function(run), run.record.as_json()
 
 
 def check_metrics(metrics: object, needed: set[str]) -> dict[str, float]:

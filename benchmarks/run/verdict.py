@@ -1,4 +1,8 @@
-"""Verdict of a claim: the gap between method and baseline, paired by seed, with its 95 % t interval."""
+"""Verdict of a claim: the gap between method and baseline, paired by seed, with its 95 % t interval.
+
+Before the gap is read both sides must clear the claim's plateau gate: be better than an untrained model, or chance, by
+so much in the mean over seeds.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +13,7 @@ from benchmarks.paper.schema import Claim
 from benchmarks.run.records import Record
 from benchmarks.run.units import same_identity
 
-ClaimVerdict = Literal["reproduced", "not reproduced", "inconclusive", "stale", "missing"]
+ClaimVerdict = Literal["reproduced", "not reproduced", "inconclusive", "undertrained", "stale", "missing"]
 
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
 T_975 = (
@@ -23,7 +27,7 @@ T_975 = (
 class Verdict:
     """`gap` is in the paper's favour when positive; `interval` is None for fewer than two seeds.
 
-    `values` and `baseline_values`: {seed: value} of the two sides.
+    `values` and `baseline_values`: {seed: value} of the two sides. `below`: what does not clear the gate, in words.
     """
 
     verdict: ClaimVerdict
@@ -37,6 +41,7 @@ class Verdict:
     machine: dict[str, Any] = field(default_factory=dict)
     code: str = ""
     config: str = ""
+    below: str = ""
 
 
 def judge(claim: Claim, record: Record | None, wanted: dict[str, Any], seeds: list[int] | None = None) -> Verdict:
@@ -55,11 +60,14 @@ def judge(claim: Claim, record: Record | None, wanted: dict[str, Any], seeds: li
     sign = 1 if claim.higher_is_better else -1
     gaps = [sign * (method[seed] - baseline[seed]) for seed in paired]
     gap, interval = t_interval(gaps)
+    below = below_gate(claim, record, paired)
     outcome: ClaimVerdict
     if not same_identity(record, wanted):
         outcome = "stale"
     elif any(key not in units for key in planned):
         outcome = "missing"
+    elif below:
+        outcome = "undertrained"
     else:
         outcome = decide(interval, claim.margin)
     newest = max(record["units"], key=lambda unit: unit["provenance"]["started"])["provenance"]
@@ -75,7 +83,25 @@ def judge(claim: Claim, record: Record | None, wanted: dict[str, Any], seeds: li
         machine=newest["machine"],
         code=record["code"],
         config=record["config"],
+        below=below,
     )
+
+
+def below_gate(claim: Claim, record: Record, seeds: list[int]) -> str:
+    """What fails the claim's gate over these seeds, in words; empty when each side clears every one."""
+    sign = 1 if claim.higher_is_better else -1
+    for gate in claim.gate:
+        floor = _mean(claim, gate.floor, record, seeds)
+        for of in (claim.method, claim.baseline):
+            side = claim.side(of)
+            if not isinstance(side, tuple) or side == claim.side(gate.floor):
+                continue
+            value = _mean(claim, of, record, seeds)
+            if value is None or floor is None or not sign * (value - floor) >= gate.at_least:
+                than = "chance" if gate.untrained is None else " ".join(claim.side(gate.floor))  # type: ignore[arg-type]
+                figures = "a value is missing" if value is None or floor is None else f"{value:.4g} against {floor:.4g}"
+                return f"{' '.join(side)} must be {gate.at_least:g} better than {than}: {figures}"
+    return ""
 
 
 def decide(interval: tuple[float, float] | None, margin: float = 0.0) -> ClaimVerdict:
@@ -114,3 +140,9 @@ def _side(claim: Claim, of: Any, record: Record) -> dict[int, float]:
         return dict.fromkeys({*claim.seeds, *(unit["seed"] for unit in record["units"])}, side)
     arm, metric = side
     return {u["seed"]: u["metrics"][metric] for u in record["units"] if u["arm"] == arm and metric in u["metrics"]}
+
+
+def _mean(claim: Claim, of: Any, record: Record, seeds: list[int]) -> float | None:
+    """The mean of one side over the seeds; None when a seed has no value."""
+    values = _side(claim, of, record)
+    return fmean(values[seed] for seed in seeds) if all(seed in values for seed in seeds) else None

@@ -117,6 +117,7 @@ class Exported(Encoder):
     argument: ClassVar[str] = "model"
     prefixes: ClassVar[tuple[str, ...]] = ("model.",)  # of the model in a checkpoint's state; the first that occurs
     layout: ClassVar[Layout | None] = None
+    model_class: ClassVar[type[nn.Module]] = nn.Module  # what a checkpoint's model must be
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -125,6 +126,9 @@ class Exported(Encoder):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         model = cls.build(checkpoint)
+        if not isinstance(model, cls.model_class):
+            wanted = cls.model_class.__name__
+            raise EncoreError(f"{checkpoint.path}: only a {wanted} can be exported, this is a {type(model).__name__}")
         prefix = next((p for p in cls.prefixes if any(n.startswith(p) for n in checkpoint.state)), cls.prefixes[-1])
         check_and_load(model, checkpoint.part(prefix), checkpoint.path)
         return cls(model)

@@ -1,25 +1,25 @@
 """The two predictive objectives that Fig. 2 compares with the contrastive one, on the same image tower."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.layers import Transformer
+from common.training.recipe import Optim, Recipe
 from papers.clip.model import VisionTransformer
-from papers.clip.module import Pretraining
 
 Rule = Literal["sum", "mean", "lift"]
 
 
-class BagOfWordsModule(Pretraining):
+class BagOfWordsModule(Recipe):
     """Predicts which words the caption has (Sec. 2.3, after Joulin et al. 2016): softmax over the vocabulary against
     the uniform distribution over the caption's words.
     """
 
-    def __init__(self, image: VisionTransformer, num_words: int, **optimizer: Any) -> None:
-        super().__init__(**optimizer)
+    def __init__(self, image: VisionTransformer, num_words: int, *, optim: Optim) -> None:
+        super().__init__(optim)
         self.image = image
         self.head = nn.Linear(image.embed_dim, num_words)
 
@@ -27,11 +27,9 @@ class BagOfWordsModule(Pretraining):
         """(B, 3, R, R) -> log p(word | image), (B, W)."""
         return self.head(self.image(images)).log_softmax(dim=-1)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
         target = batch["words"] / batch["words"].sum(dim=1, keepdim=True).clamp(min=1)
-        loss = -(target * self.log_probabilities(batch["image"])).sum(dim=1).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return -(target * self.log_probabilities(batch["image"])).sum(dim=1).mean()
 
     @torch.no_grad()
     def scores(self, images: Tensor, prompts: Tensor, rule: Rule = "sum", prior: Tensor | None = None) -> Tensor:
@@ -51,7 +49,7 @@ class BagOfWordsModule(Pretraining):
         return (log_p @ weights.T).masked_fill(~prompts.any(dim=1), float("-inf"))
 
 
-class CaptionModule(Pretraining):
+class CaptionModule(Recipe):
     """Predicts the caption word by word (Sec. 2.3, as VirTex): a causal decoder that attends to the image tokens."""
 
     def __init__(
@@ -59,12 +57,12 @@ class CaptionModule(Pretraining):
         image: VisionTransformer,
         vocab_size: int,
         *,
+        optim: Optim,
         dim: int = 128,
         depth: int = 2,
         context_length: int = 20,
-        **optimizer: Any,
     ) -> None:
-        super().__init__(**optimizer)
+        super().__init__(optim)
         self.image = image
         self.embedding = nn.Embedding(vocab_size, dim)
         self.positions = nn.Parameter(torch.randn(context_length, dim) * 0.01)
@@ -86,12 +84,10 @@ class CaptionModule(Pretraining):
         counted = torch.arange(targets.shape[1], device=tokens.device) < tokens.argmax(dim=1, keepdim=True)
         return -(losses * counted).sum(dim=1)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
         tokens = batch["tokens"]
         predicted = tokens.argmax(dim=1).sum()  # eot is the largest id: its place is the number of predicted tokens
-        loss = -self.log_likelihood(batch["image"], tokens).sum() / predicted
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return -self.log_likelihood(batch["image"], tokens).sum() / predicted
 
     @torch.no_grad()
     def scores(self, images: Tensor, prompts: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.eval.retrieval import retrieval
+from common.eval.ranking import retrieval
 from common.eval.zero_shot import classify
 from common.fast.flops import multiply_adds
 from common.training.run import Run, fit
@@ -19,7 +19,7 @@ from common.worlds import shapes
 from papers.clip.baselines import BagOfWordsModule, Rule
 from papers.clip.data import EmojiData, ShapesData, SmallData, normalise
 from papers.clip.model import clip_small, small_image_tower
-from papers.clip.module import CLIPModule
+from papers.clip.module import CLIPModule, clip_optim
 from papers.clip.zero_shot import zero_shot_classifier
 
 CONTRASTIVE_STEPS = {"smoke": 4, "cpu": 1500}
@@ -107,15 +107,15 @@ def _train(run: Run, data: SmallData, known: Labelled) -> tuple[Scorer, dict[str
     clip = clip_small(len(data.tokenizer), data.context_length)
     pair_cost = multiply_adds(clip, batch["image"], batch["tokens"]) / 128
     if run.arm == "contrastive":
-        module = CLIPModule(clip, lr=LEARNING_RATE, warmup_steps=steps // 10)
+        module = CLIPModule(clip, optim=clip_optim(LEARNING_RATE, steps // 10))
         fit(module, data, run=run, max_steps=steps, **QUIET)
         cost = {"steps": float(steps), "multiply_adds_g": steps * data.batch_size * pair_cost / 1e9}
         return _contrastive_scorer(module, data), cost
     L.seed_everything(run.seed, verbose=False)
-    bag = BagOfWordsModule(small_image_tower(), len(data.vocabulary))
+    bag = BagOfWordsModule(small_image_tower(), len(data.vocabulary), optim=clip_optim(LEARNING_RATE, steps // 10))
     image_cost = multiply_adds(bag.log_probabilities, batch["image"]) / 128
     steps = round(steps * pair_cost / image_cost)
-    bag.lr, bag.warmup_steps = LEARNING_RATE, steps // 10
+    bag.optim = clip_optim(LEARNING_RATE, steps // 10)
     fit(bag, data, run=run, max_steps=steps, **QUIET)
     cost = {"steps": float(steps), "multiply_adds_g": steps * data.batch_size * image_cost / 1e9}
     rules: tuple[Rule, ...] = ("sum", "mean", "lift")

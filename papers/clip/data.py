@@ -16,14 +16,14 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.datasets import ImageFolder
 
 from common import sources
 from common.errors import EncoreError
 from common.formats.tables import decode_images, read_table
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
-from common.training.loaders import train_loader
+from common.training.loaders import Loaders
 from common.worlds import shapes
 from papers.clip.images import MEAN, STD, image_transform
 from papers.clip.shards import CaptionShards, expand_shards
@@ -62,7 +62,7 @@ class WebData(L.LightningDataModule):
     """The full-scale format: captioned images in tar shards for training, an ImageFolder (ImageNet) for zero-shot.
 
     shards: brace pattern of local tar files. tokenizer: the released merges, or a folder with vocab.json and
-    merges.txt. batch_size is that of all processes together. zero_shot_root, class_names (a file, one name a line)
+    merges.txt. batch_size is per process. zero_shot_root, class_names (a file, one name a line)
     and templates (a file, one pattern with {} a line; default: a small set of our own) are for validation, and may be
     left out.
     """
@@ -73,7 +73,7 @@ class WebData(L.LightningDataModule):
         tokenizer: str,
         image_size: int = 224,
         context_length: int = 77,
-        batch_size: int = 32_768,
+        batch_size: int = 256,
         shards: str | None = None,
         zero_shot_root: str | None = None,
         class_names: str | None = None,
@@ -104,13 +104,11 @@ class WebData(L.LightningDataModule):
                 "data.init_args.shards is not set: give the training shards, e.g. 'data/{00000..00331}.tar'"
             )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.batch_size % world:
-            raise EncoreError(f"batch_size {self.batch_size} cannot be shared evenly by {world} processes")
         self.train_shards = CaptionShards(
             expand_shards(self.shard_pattern),
             image_transform(self.image_size, train=True),
             self.tokenizer,
-            batch_size=self.batch_size // world,
+            batch_size=self.batch_size,
             seed=self.seed,
             rank=rank,
             world=world,
@@ -219,11 +217,11 @@ def channels_first(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-class SmallData(L.LightningDataModule):
+class SmallData(Loaders):
     """What the two small sets share. Subclasses fill in train (Pairs) and the test attributes in setup."""
 
     context_length: int
-    train: Pairs
+    train: Any  # Pairs
     tokenizer: ClipTokenizer
     vocabulary: WordVocabulary
     class_names: list[str]
@@ -231,18 +229,17 @@ class SmallData(L.LightningDataModule):
     test_images: Tensor  # uint8 (N, 3, R, R)
     test_labels: Tensor  # (N,)
 
-    def __init__(self, batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.batch_size, self.seed = batch_size, seed
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """Training pairs come as a batch already; test images one by one."""
+        return batch if isinstance(batch, dict) else default_collate(batch)
 
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self.train, self.batch_size, seed=self.seed, trainer=self.trainer, collate_fn=lambda batch: batch
-        )
+    def __init__(self, batch_size: int, seed: int) -> None:
+        super().__init__(batch_size=batch_size, seed=seed, eval_batch_size=500)
 
     def val_dataloader(self) -> DataLoader:
-        rows: Any = [{"image": normalise(i), "label": y} for i, y in zip(self.test_images, self.test_labels)]
-        return DataLoader(rows, batch_size=500)
+        rows = [{"image": normalise(i), "label": y} for i, y in zip(self.test_images, self.test_labels)]
+        return self.evaluation(rows)
 
 
 class ShapesData(SmallData):
@@ -260,7 +257,7 @@ class ShapesData(SmallData):
         super().__init__(batch_size, seed)
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train"):
+        if self.train is not None:
             return
         self.seen, self.unseen = shapes.split_combinations()
         scenes = shapes.sample_scenes(self.size, self.seen, seed=self.seed + 1000)
@@ -308,7 +305,7 @@ class EmojiData(SmallData):
         super().__init__(batch_size, seed)
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train"):
+        if self.train is not None:
             return
         path = sources.locate("emoji")["all.parquet"]
         table = read_table(path)

@@ -10,16 +10,14 @@ from torch import Tensor
 
 from common.errors import EncoreError
 from common.formats.images import load_image
-from common.interop import check_and_load, save_weights
-from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder, expect
+from common.interop.encoder import Encoded, Exported, expect
 from papers.clip import interop
 from papers.clip.model import CLIP, ModifiedResNet, VisionTransformer
 
 RESNET = "clip_resnet"  # model_type of a directory that holds the released layout, for which the hub has no class
 
 
-class CLIPEncoder(Encoder):
+class CLIPEncoder(Exported):
     """Two kinds of batch, whose pooled features (B, e) have length 1, so that inner products are cosines.
 
     Images (B, 3, R, R) float, R the model's resolution, normalised with CLIP's mean and standard deviation as `read`
@@ -30,18 +28,9 @@ class CLIPEncoder(Encoder):
     """
 
     kind = "images"
-
-    def __init__(self, model: CLIP) -> None:
-        super().__init__()
-        self.model: CLIP = model
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        model = checkpoint.built("model", "papers.clip.model")
-        if not isinstance(model, CLIP):
-            raise EncoreError(f"{checkpoint.path}: holds a {type(model).__name__}, not a CLIP")
-        check_and_load(model, checkpoint.part("model."), checkpoint.path)
-        return cls(model)
+    within = "papers.clip.model"
+    model_class = CLIP
+    model: CLIP
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:
@@ -50,7 +39,7 @@ class CLIPEncoder(Encoder):
 
     def to_hub(self, directory: str | Path) -> None:
         if isinstance(self.model.image, ModifiedResNet):
-            save_weights(directory, interop.state_to_released(self.model.state_dict()), {"model_type": RESNET})
+            interop.RELEASED_RESNET.save(self.model, directory, {"model_type": RESNET})
         else:
             interop.to_hub(self.model, directory)
 

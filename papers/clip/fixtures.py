@@ -31,7 +31,7 @@ def pairs_and_folders(root: Path) -> dict[str, Any]:
     (root / "templates.txt").write_text("a {}.\nthe {}.\n")
     return {
         "model.init_args.model": model(),
-        "model.init_args.warmup_steps": 1,
+        "model.init_args.optim.warmup": 1,
         "data.init_args.shards": write.caption_shards(root / "shards"),
         "data.init_args.tokenizer": write.clip_bpe(root / "tokenizer"),
         "data.init_args.zero_shot_root": write.image_folder(root / "imagenet"),
@@ -55,5 +55,8 @@ FIXTURES = {"paper_vit_l14_336.yaml": from_weights, "paper_*.yaml": pairs_and_fo
 
 def tiny(**image: int) -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    spec = {"class_path": "papers.clip.module.CLIPModule", "init_args": {"model": model(**image)}}
+    spec = {
+        "class_path": "papers.clip.module.CLIPModule",
+        "init_args": {"model": model(**image), "optim": {"lr": 1e-3}},
+    }
     return spec, torch.randn(3, 3, 16, 16)

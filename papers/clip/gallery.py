@@ -10,7 +10,7 @@ from common.gallery import Gallery, Picture, Pictures, png
 from common.training.run import Run, fit
 from papers.clip.data import ShapesData, normalise
 from papers.clip.model import clip_small
-from papers.clip.module import CLIPModule
+from papers.clip.module import CLIPModule, clip_optim
 from papers.clip.zero_shot import zero_shot_classifier
 
 STEPS, PAIRS, BATCH, SHOWN = 600, 8000, 64, 12
@@ -22,7 +22,7 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
     data = ShapesData(size=PAIRS, test_size=SHOWN, batch_size=BATCH, seed=seed)
     data.setup("fit")
     L.seed_everything(seed, verbose=False)
-    module = CLIPModule(clip_small(len(data.tokenizer), data.context_length), lr=3e-3, warmup_steps=STEPS // 10)
+    module = CLIPModule(clip_small(len(data.tokenizer), data.context_length), optim=clip_optim(3e-3, STEPS // 10))
     run = Run("clip", "gallery", "contrastive", seed, "cpu", folder)
     with torch.enable_grad():
         fit(module, data, run=run, max_steps=STEPS, limit_val_batches=0)

@@ -1,6 +1,6 @@
 """CLIP weights from and to the public hub's CLIPModel format, and from the authors' released layout.
 
-Both layouts hold the same tensors under other names; the tables below list (ours, theirs) as parts of names.
+Both layouts hold the same tensors under other names; the tables below list (theirs, ours).
 """
 
 import re
@@ -12,102 +12,98 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import EncoreError
-from common.interop import check_and_load, fuse_qkv, load_config, load_weights, save_weights, split_qkv
+from common.interop import check_and_load, load_config, load_weights
+from common.interop.layout import Drop, Fused, Layout, Transposed
 from common.layers import Transformer, ViT
 from papers.clip.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
 
 State = dict[str, Tensor]
-Names = list[tuple[str, str]]
+TOWER = Layout(
+    [
+        Fused(tuple(f"self_attn.{part}_proj." for part in "qkv"), "attn.qkv."),
+        ("self_attn.out_proj.", "attn.out."),
+        ("layer_norm1.", "norm1."),
+        ("layer_norm2.", "norm2."),
+        ("mlp.", "mlp."),
+    ]
+).under("encoder.layers.*.", "blocks.layers.*.")
+VISION = Layout(
+    [
+        ("embeddings.class_embedding", "cls_token"),
+        ("embeddings.position_embedding.weight", "positions"),
+        ("embeddings.patch_embedding.", "embed.proj."),
+        ("pre_layrnorm.", "norm_pre."),
+        ("post_layernorm.", "norm."),
+        Drop("embeddings.position_ids"),
+    ]
+)
+TEXT = Layout(
+    [
+        ("embeddings.token_embedding.", "token_embedding."),
+        ("embeddings.position_embedding.weight", "positions"),
+        ("final_layer_norm.", "norm."),
+        Drop("embeddings.position_ids"),
+    ]
+)
+ENDS = Layout(
+    [
+        ("visual_projection.", "image.proj."),
+        ("text_projection.", "text.proj."),
+        ("logit_scale", "logit_scale"),
+    ]
+)
+HUB = (TOWER + VISION).under("vision_model.", "image.vit.") + (TOWER + TEXT).under("text_model.", "text.") + ENDS
+"""transformers' CLIPModel; the index buffers that old files carry are left out."""
 
-HUB: Names = [
-    ("image.vit.cls_token", "vision_model.embeddings.class_embedding"),
-    ("image.vit.positions", "vision_model.embeddings.position_embedding.weight"),
-    ("image.vit.embed.proj.weight", "vision_model.embeddings.patch_embedding.weight"),
-    ("image.vit.norm_pre.", "vision_model.pre_layrnorm."),
-    ("image.vit.norm.", "vision_model.post_layernorm."),
-    ("image.vit.blocks.layers.", "vision_model.encoder.layers."),
-    ("image.proj.weight", "visual_projection.weight"),
-    ("text.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-    ("text.positions", "text_model.embeddings.position_embedding.weight"),
-    ("text.blocks.layers.", "text_model.encoder.layers."),
-    ("text.norm.", "text_model.final_layer_norm."),
-    ("text.proj.weight", "text_projection.weight"),
-    (".attn.out.", ".self_attn.out_proj."),
-    (".norm1.", ".layer_norm1."),
-    (".norm2.", ".layer_norm2."),
-]
-RELEASED: Names = [
-    ("image.vit.cls_token", "visual.class_embedding"),
-    ("image.vit.positions", "visual.positional_embedding"),
-    ("image.vit.embed.proj.weight", "visual.conv1.weight"),
-    ("image.vit.norm_pre.", "visual.ln_pre."),
-    ("image.vit.norm.", "visual.ln_post."),
-    ("image.vit.blocks.layers.", "visual.transformer.resblocks."),
-    ("image.proj.weight", "visual.proj"),
-    ("image.attnpool.positions", "visual.attnpool.positional_embedding"),
-    (".shortcut.conv.", ".downsample.0."),
-    (".shortcut.bn.", ".downsample.1."),
-    ("image.", "visual."),
-    ("text.token_embedding.weight", "token_embedding.weight"),
-    ("text.positions", "positional_embedding"),
-    ("text.blocks.layers.", "transformer.resblocks."),
-    ("text.norm.", "ln_final."),
-    ("text.proj.weight", "text_projection"),
-    (".attn.qkv.", ".attn.in_proj_"),
-    (".attn.out.", ".attn.out_proj."),
-    (".norm1.", ".ln_1."),
-    (".norm2.", ".ln_2."),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-]
-
-
-def _to_theirs(key: str, names: Names) -> str:
-    for ours, theirs in names:
-        if ours in key:
-            key = key.replace(ours, theirs, 1)
-    return key
-
-
-def _to_ours(key: str, names: Names) -> str:
-    for ours, theirs in names:
-        if key.startswith(theirs) or (theirs.startswith(".") and theirs in key):
-            key = key.replace(theirs, ours, 1)
-    return key
-
-
-def state_to_hub(state: State) -> State:
-    """Our state dict under the names of transformers' CLIPModel."""
-    state = dict(state)
-    for key in [k for k in state if ".attn.qkv." in k]:
-        stem, kind = key.split(".attn.qkv.")
-        split_qkv(state, key, *(f"{stem}.self_attn.{p}_proj.{kind}" for p in "qkv"))
-    return {_to_theirs(key, HUB): value for key, value in state.items()}
-
-
-def state_from_hub(state: State) -> State:
-    """The inverse of state_to_hub. The index buffers that old files carry are left out."""
-    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    for key in [k for k in state if ".self_attn.q_proj." in k]:
-        q, k, v = (key.replace("q_proj", f"{p}_proj") for p in "qkv")
-        if k in state and v in state:
-            fuse_qkv(state, q, k, v, key.replace("self_attn.q_proj", "attn.qkv"))
-    return {_to_ours(key, HUB): value for key, value in state.items()}
-
-
-def state_to_released(state: State) -> State:
-    """Our state dict in the layout of the authors' files: fused in_proj, and projections as (width, e) matrices."""
-    out = {_to_theirs(key, RELEASED): value for key, value in state.items()}
-    return {key: value.T if key in ("visual.proj", "text_projection") else value for key, value in out.items()}
+BLOCK = Layout(
+    [
+        ("attn.in_proj_weight", "attn.qkv.weight"),
+        ("attn.in_proj_bias", "attn.qkv.bias"),
+        ("attn.out_proj.", "attn.out."),
+        ("ln_1.", "norm1."),
+        ("ln_2.", "norm2."),
+        ("mlp.c_fc.", "mlp.fc1."),
+        ("mlp.c_proj.", "mlp.fc2."),
+    ]
+).under("transformer.resblocks.*.", "blocks.layers.*.")
+RELEASED_TEXT = BLOCK.under(ours="text.") + Layout(
+    [
+        ("token_embedding.", "text.token_embedding."),
+        ("positional_embedding", "text.positions"),
+        ("ln_final.", "text.norm."),
+        Transposed("text_projection", "text.proj.weight"),
+        ("logit_scale", "logit_scale"),
+        *map(Drop, ("input_resolution", "context_length", "vocab_size")),
+    ]
+)
+RELEASED_VIT = (
+    RELEASED_TEXT
+    + BLOCK.under("visual.", "image.vit.")
+    + Layout(
+        [
+            ("visual.class_embedding", "image.vit.cls_token"),
+            ("visual.positional_embedding", "image.vit.positions"),
+            ("visual.conv1.", "image.vit.embed.proj."),
+            ("visual.ln_pre.", "image.vit.norm_pre."),
+            ("visual.ln_post.", "image.vit.norm."),
+            Transposed("visual.proj", "image.proj.weight"),
+        ]
+    )
+)
+RELEASED_RESNET = RELEASED_TEXT + Layout(
+    [
+        ("visual.attnpool.positional_embedding", "image.attnpool.positions"),
+        ("visual.*.*.downsample.0.", "image.*.*.shortcut.conv."),
+        ("visual.*.*.downsample.1.", "image.*.*.shortcut.bn."),
+        ("visual.", "image."),
+    ]
+)
 
 
-def state_from_released(state: State) -> State:
-    """The inverse of state_to_released, in float32 (the released files hold half precision)."""
-    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-    state = {k: v.T.contiguous() if k in ("visual.proj", "text_projection") else v for k, v in state.items()}
-    # Both image towers begin with a "conv1": the patch embedding of a ViT, the first convolution of a ResNet's stem.
-    names = RELEASED if "visual.proj" in state else [pair for pair in RELEASED if not pair[0].startswith("image.vit.")]
-    return {_to_ours(k, names): v.float() if v.is_floating_point() else v for k, v in state.items()}
+def state_from_released(state: State, source: str | Path = "weights") -> State:
+    """Our names, in float32 (the released files hold half precision)."""
+    layout = RELEASED_VIT if any(name.endswith("visual.proj") for name in state) else RELEASED_RESNET
+    return {k: v.float() if v.is_floating_point() else v for k, v in layout.to_ours(state, source).items()}
 
 
 def _num_heads(blocks: Transformer) -> int:
@@ -217,13 +213,13 @@ def from_hub(directory: str | Path) -> CLIP:
             embed_dim=embed_dim,
         ),
     )
-    check_and_load(model, state_from_hub(load_weights(directory)), directory)
+    HUB.load(model, directory)
     return model
 
 
 def to_hub(model: CLIP, directory: str | Path) -> None:
     """Write model.safetensors and config.json that transformers' CLIPModel.from_pretrained reads."""
-    save_weights(directory, state_to_hub(model.state_dict()), hub_config(model))
+    HUB.save(model, directory, hub_config(model))
 
 
 def from_released(path: str | Path) -> CLIP:
@@ -232,8 +228,7 @@ def from_released(path: str | Path) -> CLIP:
     The authors' .pt files are TorchScript programs, which are not loaded here: turn one into tensors once, where you
     trust it, with torch.save(torch.jit.load("ViT-B-32.pt", map_location="cpu").state_dict(), "vit_b32_state.pt").
     """
-    theirs = load_weights(path)
-    state = state_from_released(theirs)
+    state = state_from_released(load_weights(path), path)
     try:
         embed_dim = state["text.proj.weight"].shape[0]
         image = _released_image_tower(state, embed_dim)
@@ -280,7 +275,8 @@ def load_pretrained(model: CLIP, path: str | Path, *, resize_positions: bool = F
     resize_positions: interpolate the image position grid (bicubic) when the model has another resolution.
     """
     state = load_weights(path)
-    state = state_from_hub(state) if "visual_projection.weight" in state else state_from_released(state)
+    hub = any(name.endswith("visual_projection.weight") for name in state)
+    state = HUB.to_ours(state, path) if hub else state_from_released(state, path)
     key = "image.vit.positions"
     if resize_positions and key in state and isinstance(model.image, VisionTransformer):
         state[key] = resize_grid(state[key], model.image.vit)

@@ -4,7 +4,6 @@ Fig. 3).
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -13,40 +12,18 @@ from torchmetrics import MeanMetric
 from common.eval.zero_shot import classify
 from common.layers import TransformerLayer
 from common.losses import info_nce
-from common.training.optim import adamw, schedule
+from common.training.recipe import Optim, Recipe
 from papers.clip.interop import load_pretrained
 from papers.clip.model import CLIP
 from papers.clip.zero_shot import zero_shot_classifier
 
 
-class Pretraining(L.LightningModule):
-    """The optimizer that CLIP and its two baselines share (Sec. 2.5): Adam with decoupled weight decay on everything
-    but gains and biases, linear warm-up, cosine decay to 0 at the end of training.
-
-    betas and eps: (0.9, 0.98) and 1e-6 for ViTs, (0.9, 0.999) and 1e-8 for ResNets.
-    """
-
-    def __init__(
-        self,
-        *,
-        lr: float = 5e-4,
-        weight_decay: float = 0.2,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-6,
-        warmup_steps: int = 2000,
-    ) -> None:
-        super().__init__()
-        self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
-        self.betas = (betas[0], betas[1])
-        self.warmup_steps = warmup_steps
-
-    def configure_optimizers(self) -> Any:
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, eps=self.eps)
-        total = int(self.trainer.estimated_stepping_batches)
-        return schedule(optimizer, "cosine", warmup=self.warmup_steps, total=total)
+def clip_optim(lr: float, warmup: int) -> Optim:
+    """What ViTs train with (Sec. 2.5): decoupled weight decay on everything but gains and biases, a cosine to 0."""
+    return Optim(lr=lr, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6, schedule="cosine", warmup=warmup)
 
 
-class CLIPModule(Pretraining):
+class CLIPModule(Recipe):
     """Trains and validates a CLIP.
 
     weights: a hub directory, or a file in the released layout, to start from; resize_positions interpolates its
@@ -59,16 +36,12 @@ class CLIPModule(Pretraining):
         self,
         model: CLIP,
         *,
+        optim: Optim,
         weights: str | None = None,
         resize_positions: bool = False,
         gradient_checkpointing: bool = False,
-        lr: float = 5e-4,
-        weight_decay: float = 0.2,
-        betas: tuple[float, float] = (0.9, 0.98),
-        eps: float = 1e-6,
-        warmup_steps: int = 2000,
     ) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, warmup_steps=warmup_steps)
+        super().__init__(optim)
         self.model = model
         if weights is not None:
             load_pretrained(model, weights, resize_positions=resize_positions)
@@ -76,14 +49,11 @@ class CLIPModule(Pretraining):
             apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, TransformerLayer))
         self.top1, self.top5 = MeanMetric(), MeanMetric()
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         u = self.model.encode_image(batch["image"])
         v = self.model.encode_text(batch["tokens"])
         scale = self.model.scale
-        loss = info_nce(u, v, scale, gather=True)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/logit_scale", scale.detach())
-        return loss
+        return {"loss": info_nce(u, v, scale, gather=True), "logit_scale": scale}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

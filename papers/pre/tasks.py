@@ -26,7 +26,7 @@ from common.training.run import Run, fit
 from common.worlds import shapes
 from papers.clip.data import EmojiData, ShapesData, SmallData, channels_first, normalise
 from papers.clip.model import CLIP, clip_small
-from papers.clip.module import CLIPModule, embed
+from papers.clip.module import CLIPModule, clip_optim, embed
 
 Source = Literal["emoji", "shapes"]
 
@@ -56,7 +56,7 @@ class EmojiPretraining(EmojiData):
     )
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train"):
+        if self.train:
             return
         super().setup(stage)
         table = read_table(sources.locate("emoji")["all.parquet"], ["name", "keywords"])
@@ -80,7 +80,7 @@ class ShapesPretraining(ShapesData):
     """CLIP's rendered shapes with captions that end in a full stop."""
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train"):
+        if self.train:
             return
         super().setup(stage)
         scenes = shapes.sample_scenes(self.size, self.seen, seed=self.seed + 1000)
@@ -104,7 +104,7 @@ def pretraining_data(source: Source, seed: int, size: int = 12_000) -> SmallData
 def pretrain(run: Run, data: SmallData, steps: int) -> CLIP:
     """A small CLIP trained by papers/clip as stage "backbone" of the run, which `fit` continues or loads."""
     L.seed_everything(run.seed, verbose=False)
-    module = CLIPModule(clip_small(len(data.tokenizer), data.context_length), lr=3e-3, warmup_steps=steps // 10)
+    module = CLIPModule(clip_small(len(data.tokenizer), data.context_length), optim=clip_optim(3e-3, steps // 10))
     fit(module, data, run=run, name="backbone", max_steps=steps, limit_val_batches=0)
     return module.model
 

@@ -87,3 +87,50 @@ def test_a_planned_seed_without_result_is_missing(claim):
     assert judge(claim, None, IDENTITY).verdict == "missing"
     assert judge(claim, record([9, 9], [5, 5]), IDENTITY).verdict == "missing"
     assert judge(claim, record([9], [5]), IDENTITY, seeds=[0]).verdict == "inconclusive"
+
+
+@pytest.fixture
+def gated(tree):
+    tree.edit("    baseline: baseline\n", "    baseline: baseline\n    gate: {untrained: random, at_least: 2}\n")
+    return catalog.load_one("toy").claims[0]
+
+
+def with_untrained(record, *values):
+    origin = record["units"][0]["provenance"]
+    record["units"] += [
+        {"arm": "random", "seed": seed, "metrics": {"score": value}, "seconds": 1.0, "provenance": origin}
+        for seed, value in enumerate(values)
+    ]
+    return record
+
+
+def test_a_gap_is_read_when_both_sides_clear_the_untrained_model(gated):
+    def verdict(method, baseline):
+        return judge(gated, with_untrained(record(method, baseline), 1, 3, 5), IDENTITY)  # untrained: 3 in the mean
+
+    assert gated.all_arms == ["method", "baseline", "random"]
+    assert gated.metrics_of("random") == {"score"}
+    assert verdict([9, 9.1, 9.2], [5, 5, 5]).verdict == "reproduced"
+    low = verdict([9, 9.1, 9.2], [5, 4.9, 4.9])
+    assert low.verdict == "undertrained"
+    assert low.below == "baseline score must be 2 better than random score: 4.933 against 3"
+    assert verdict([4.9, 4.9, 4.9], [9, 9.1, 9.2]).verdict == "undertrained"
+    assert judge(gated, record([9, 9, 9], [5, 5, 5]), IDENTITY).verdict == "missing", "the untrained arm must run too"
+    assert judge(gated, with_untrained(record([3, 3, 3], [3, 3, 3]), 1, 3, 5), {**IDENTITY, "code": "x"}).verdict == (
+        "stale"
+    )
+
+
+def test_the_gate_has_the_direction_of_the_metric_and_may_be_chance(tree):
+    tree.edit("higher_is_better: true", "higher_is_better: false\n    gate: [{chance: 10, at_least: 1}]")
+    claim = catalog.load_one("toy").claims[0]
+    assert judge(claim, record([5, 5.1, 5.2], [9, 9, 9]), IDENTITY).verdict == "reproduced"
+    assert judge(claim, record([5, 5.1, 5.2], [9.5, 9.5, 9.5]), IDENTITY).verdict == "undertrained"
+    assert judge(claim, record([12, 12, 12], [15, 15, 15]), IDENTITY).verdict == "undertrained"
+
+
+def test_a_side_that_is_the_untrained_model_has_no_gate(tree):
+    tree.edit("    baseline: baseline\n", "    baseline: baseline\n    gate: {untrained: baseline, at_least: 2}\n")
+    claim = catalog.load_one("toy").claims[0]
+    assert judge(claim, record([9, 9.1, 9.2], [5, 5, 5]), IDENTITY).verdict == "reproduced"
+    assert judge(claim, record([6, 6.1, 6.2], [5, 5, 5]), IDENTITY).verdict == "undertrained"

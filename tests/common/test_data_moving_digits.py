@@ -52,6 +52,21 @@ def test_the_label_names_the_digit_drawn(clips):
         assert int(glyph) in sums[int(video[0, 0].sum())]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_shows_its_own_drawings_alone(split):
+    from sklearn.datasets import load_digits
+
+    digits = torch.from_numpy(load_digits().images).to(torch.uint8) * 15
+    drawings = digits.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    own, others = (drawings[:1300], drawings[1300:]) if split == "train" else (drawings[1300:], drawings[:1300])
+    own_bytes, other_bytes = ({one.numpy().tobytes() for one in part} for part in (own, others))
+    assert not own_bytes & other_bytes
+    for video in MovingDigits(split, 200).video[:, 0]:
+        crops = {video[0, i : i + 16, j : j + 16].numpy().tobytes() for i in range(7, 10) for j in range(7, 10)}
+        assert crops & own_bytes
+        assert not crops & other_bytes
+
+
 def test_every_direction_glyph_and_speed_occurs_about_equally_often():
     clips = MovingDigits("test", 800)
     assert torch.bincount(clips.direction, minlength=8).min() > 60

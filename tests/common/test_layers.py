@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.fast.flops import flop_counter, multiply_adds, parameter_count
+from common.fast.packed import PackedTransformer, Packing
 from common.layers import (
     MLP,
     Attention,
@@ -150,6 +151,48 @@ def test_drop_path_grows_with_depth_and_keeps_the_mean() -> None:
     assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
     assert dropped.mean() == pytest.approx(1.0, abs=0.02)
     assert torch.equal(dropped[:, 0], dropped[:, 2]), "a branch is dropped for a whole sample"
+
+
+def test_activation_dropout_drops_hidden_units_and_keeps_the_mean() -> None:
+    layer = TransformerLayer(8, 2, 400, activation="relu", activation_dropout=0.25)
+    mlp = layer.mlp.train()
+    nn.init.constant_(mlp.fc1.bias, 5.0)  # no unit is cut by the relu
+    mlp.fc2 = nn.Identity()
+    x = torch.randn(6, 8)
+    hidden = mlp.fc1(x).relu()
+    out = mlp(x)
+    kept = out != 0
+    torch.testing.assert_close(out[kept], hidden[kept] / 0.75)
+    assert kept.float().mean() == pytest.approx(0.75, abs=0.05)
+    assert torch.equal(mlp.eval()(x), hidden)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("branch", ["attn", "cross", "mlp"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_each_residual_branch_has_its_dropout(norm: str, branch: str, packed: bool) -> None:
+    """With the other branches silent and no norms a layer adds its branch, of which dropout leaves some, scaled."""
+    stack = (PackedTransformer if packed else Transformer)(1, 64, 2, 32, norm=norm, dropout=0.25, cross_dim=64)
+    layer = stack.layers[0]
+    for name in ("norm1", "norm_cross", "norm2"):
+        setattr(layer, name, nn.Identity())
+    for name, last in {"attn": layer.attn.out, "cross": layer.cross.out, "mlp": layer.mlp.fc2}.items():
+        if name != branch:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    x, context = torch.randn(4, 9, 64), torch.randn(4, 5, 64)
+
+    def added() -> torch.Tensor:
+        if not packed:
+            return stack(x, context=context) - x
+        whole, of_context = Packing(torch.ones(4, 9).bool()), Packing(torch.ones(4, 5).bool())
+        rows = stack(whole.rows(x), layout=whole, context=of_context.rows(context), context_layout=of_context)
+        return whole.padded(rows) - x
+
+    expected, found = stack.eval() and added(), stack.train() and added()
+    kept = found.abs() > 1e-6
+    torch.testing.assert_close(found[kept], expected[kept] / 0.75, atol=1e-4, rtol=1e-4)
+    assert kept.float().mean() == pytest.approx(0.75, abs=0.05)
 
 
 def test_patches_and_tubelets_equal_strided_convolutions() -> None:

@@ -75,9 +75,49 @@ def test_batches_are_a_function_of_seed_and_position() -> None:
     torch.manual_seed(99)
     assert all(torch.equal(a, b) for a, b in zip(first, batches(1), strict=True))
     assert not torch.equal(first[0], batches(2)[0])
-    one_pass = torch.cat(first[:2])[:, 0].floor()
-    assert len({int(v) for v in one_pass}) > 5  # noise adds up to three, so only distinctness is sure
-    assert not torch.equal(first[0].floor(), first[2].floor()), "the second pass has an order of its own"
+
+
+def order(seed: int, start: int = 0) -> list[int]:
+    """Which of 20 examples come in 4 batches of 10, without any noise."""
+    loader = train_loader(range(20), 10, seed=seed, num_batches=4, trainer=at(start))
+    return torch.cat(list(loader)).tolist()
+
+
+def at(step: int, rank: int = 0, world: int = 1) -> Any:
+    """A trainer that has taken so many batches, on one of several processes."""
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
+    return SimpleNamespace(global_rank=rank, world_size=world, fit_loop=SimpleNamespace(epoch_loop=progress))
+
+
+def test_every_pass_and_every_seed_has_an_order_of_its_own() -> None:
+    first, second = order(seed=1)[:20], order(seed=1)[20:]
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second, "the number of the pass is not in the seed"
+    assert first != order(seed=2)[:20], "the seed does not reach the order"
+    assert order(seed=1, start=3) == second[10:], "a resumed run goes on where it stopped"
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), lambda: random.random(), lambda: np.random.rand()])  # noqa: NPY002
+def test_noise_is_seeded_by_seed_and_step_and_rank(draw: Any) -> None:
+    """The example is always the same, so that what differs between batches is the noise alone."""
+
+    class Noise(Dataset):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> float:
+            return float(draw())
+
+    def noise(seed: int, **where: int) -> torch.Tensor:
+        return torch.stack(list(train_loader(Noise(), 4, seed=seed, num_batches=4, trainer=at(**where))))
+
+    whole = noise(1, step=0)
+    assert len(whole.unique()) == whole.numel(), "the step is not in the seed"
+    assert torch.equal(noise(1, step=0), whole)
+    assert torch.equal(noise(1, step=3), whole[3:]), "noise depends on the number of the step alone"
+    assert not torch.equal(noise(2, step=0), whole), "the seed is not in the seed"
+    ranks = [noise(1, step=0, rank=rank, world=2) for rank in (0, 1)]
+    assert not torch.isin(ranks[0], ranks[1]).any(), "the rank is not in the seed"
 
 
 def test_drawing_a_batch_leaves_the_global_generators_alone() -> None:
@@ -135,6 +175,21 @@ def test_a_killed_fit_continues_and_a_finished_one_is_not_repeated(tmp_path: Pat
     assert len(rows[0]) == 6
     again = train("killed", nan_at=0)  # would raise if it trained
     assert torch.equal(again.net[0].weight, whole.net[0].weight)
+
+
+def test_fit_is_seeded_by_the_seed_of_the_run_alone(tmp_path: Path) -> None:
+    """Same initial weights, same batches: what is left is dropout."""
+
+    def weights(where: str, seed: int, before: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = Toy()
+        torch.manual_seed(before)
+        run = Run("toy", "claim", "arm", seed, "smoke", tmp_path / where)
+        return fit(module, ToyData(), run=run, max_steps=3).net[0].weight
+
+    one = weights("a", seed=1, before=5)
+    assert torch.equal(one, weights("b", seed=1, before=6)), "what was drawn before reaches the training"
+    assert not torch.equal(one, weights("c", seed=2, before=5)), "the seed does not reach the training"
 
 
 def test_gains_and_biases_get_no_weight_decay_and_layers_get_their_share_of_the_rate() -> None:

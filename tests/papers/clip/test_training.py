@@ -7,7 +7,6 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch.utils.data import DataLoader
 
 import papers.clip
@@ -19,13 +18,14 @@ from papers.clip.claims import objectives_on_shapes
 from papers.clip.data import EmojiData, ShapesData, WebData
 from papers.clip.interop import to_hub
 from papers.clip.model import CLIP, TextTransformer, VisionTransformer
-from papers.clip.module import CLIPModule
+from papers.clip.module import CLIPModule, clip_optim
 from papers.clip.zero_shot import image_features, linear_probe, read_lines, zero_shot_classifier
 from tests import tiny
 from tests.helpers import requires_mirror
 from tests.papers.clip.test_data import TOKENIZER, folders  # noqa: F401
 from tests.papers.clip.test_model import tokens
 
+OPTIM = clip_optim(5e-4, 10)
 CONFIGS = Path(papers.clip.__file__).parent / "configs"
 
 
@@ -51,7 +51,7 @@ def batch():
 
 def test_training_loss_is_the_symmetric_cross_entropy_of_scaled_cosines(batch):
     torch.manual_seed(0)
-    module = tiny.silent(CLIPModule(small()))
+    module = tiny.silent(CLIPModule(small(), optim=OPTIM))
     with torch.no_grad():
         module.model.logit_scale.fill_(math.log(30))
     u = F.normalize(module.model.image(batch["image"]), dim=-1)
@@ -69,7 +69,7 @@ def test_training_loss_is_the_symmetric_cross_entropy_of_scaled_cosines(batch):
 
 def test_equal_pairs_cost_log_n_and_leave_the_temperature_alone(batch):
     torch.manual_seed(0)
-    module = tiny.silent(CLIPModule(small()))
+    module = tiny.silent(CLIPModule(small(), optim=OPTIM))
     same = {key: value[:1].expand_as(value) for key, value in batch.items()}
     loss = module.training_step(same, 0)
     assert loss.item() == pytest.approx(math.log(4), abs=1e-5)
@@ -83,7 +83,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient(batch):
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        module = tiny.silent(CLIPModule(small(), gradient_checkpointing=recompute))
+        module = tiny.silent(CLIPModule(small(), optim=OPTIM, gradient_checkpointing=recompute))
         module.training_step(batch, 0).backward()
         gradients.append({name: p.grad for name, p in module.named_parameters()})
         wrapped = sum("CheckpointWrapper" in type(m).__name__ for m in module.modules())
@@ -94,7 +94,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient(batch):
 
 
 def test_decay_spares_gains_biases_and_the_temperature_and_the_rate_follows_a_cosine():
-    module = CLIPModule(small(), lr=1.0, warmup_steps=10, betas=(0.9, 0.98), eps=1e-6)
+    module = CLIPModule(small(), optim=clip_optim(1.0, 10))
     module.trainer = type("Trainer", (), {"estimated_stepping_batches": 110})()
     configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -117,7 +117,7 @@ def shapes() -> ShapesData:
 
 def contrastive() -> CLIPModule:
     # All steps lie in the warm-up: the cosine depends on max_steps, which the first half of the test has otherwise.
-    return CLIPModule(small(1024, 20, image_size=32), lr=1e-2, warmup_steps=6)
+    return CLIPModule(small(1024, 20, image_size=32), optim=clip_optim(1e-2, 6))
 
 
 def test_the_factor_is_cut_back_to_100_after_a_step(tmp_path):
@@ -134,7 +134,7 @@ def test_the_factor_is_cut_back_to_100_after_a_step(tmp_path):
 
 def test_bag_of_words_loss_is_the_cross_entropy_to_the_words_of_the_caption(batch):
     torch.manual_seed(0)
-    module = tiny.silent(BagOfWordsModule(tiny_image(), 7))
+    module = tiny.silent(BagOfWordsModule(tiny_image(), 7, optim=OPTIM))
     words = torch.tensor([[1, 0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [1] * 7, [0, 0, 0, 0, 0, 1, 1]]).float()
     log_p = module.head(module.image(batch["image"])).log_softmax(dim=-1)
     rows = [log_p[0, [0, 3]].mean(), log_p[1, 1], log_p[2].mean(), log_p[3, [5, 6]].mean()]
@@ -157,7 +157,7 @@ def test_bag_of_words_loss_is_the_cross_entropy_to_the_words_of_the_caption(batc
 
 def test_caption_likelihood_is_the_product_over_the_next_tokens_and_ignores_padding(batch):
     torch.manual_seed(0)
-    module = tiny.silent(CaptionModule(tiny_image(), 60, dim=64, depth=1, context_length=11)).eval()
+    module = tiny.silent(CaptionModule(tiny_image(), 60, optim=OPTIM, dim=64, depth=1, context_length=11)).eval()
     images, texts = batch["image"], batch["tokens"]
     total = module.log_likelihood(images, texts)
     context = module.image.vit.norm(module.image.vit.tokens(images[1:2]))
@@ -200,7 +200,7 @@ def test_validation_reports_zero_shot_accuracy_on_an_image_folder(folders, tmp_p
     with pytest.raises(EncoreError, match="needs class_names"):
         WebData(zero_shot_root=str(folders), **options)
     data = WebData(zero_shot_root=str(folders), class_names=str(tmp_path / "names.txt"), eval_batch_size=4, **options)
-    module = CLIPModule(small(len(TOKENIZER), 16)).eval()
+    module = CLIPModule(small(len(TOKENIZER), 16), optim=OPTIM).eval()
     trainer = L.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
     weights = zero_shot_classifier(module.model, TOKENIZER, ["tench", "goldfish", "white shark"], data.templates)
@@ -236,26 +236,16 @@ def test_lists_of_classes_and_templates_must_have_entries(tmp_path):
         read_lines(str(tmp_path / "none.txt"))
 
 
-# Configs
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("paper_*.yaml")), ids=lambda file: file.stem)
-def test_every_process_of_a_published_config_gets_an_equal_part_of_the_batch(file):
-    config = yaml.safe_load(file.read_text())
-    processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
-    assert config["data"]["init_args"]["batch_size"] % processes == 0
-
-
 def test_training_can_start_from_published_weights(tmp_path):
     torch.manual_seed(0)
     published = small()
     to_hub(published, tmp_path)
     torch.manual_seed(1)
-    module = CLIPModule(small(), weights=str(tmp_path))
+    module = CLIPModule(small(), optim=OPTIM, weights=str(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(module.model.parameters(), published.parameters()))
     with pytest.raises(EncoreError, match="do not fit CLIP"):
-        CLIPModule(small(image_size=24), weights=str(tmp_path))
-    bigger = CLIPModule(small(image_size=24), weights=str(tmp_path), resize_positions=True)
+        CLIPModule(small(image_size=24), optim=OPTIM, weights=str(tmp_path))
+    bigger = CLIPModule(small(image_size=24), optim=OPTIM, weights=str(tmp_path), resize_positions=True)
     assert torch.equal(bigger.model.text.positions, published.text.positions)
 
 
