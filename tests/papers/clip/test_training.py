@@ -1,7 +1,6 @@
 """CLIP's objective, baselines, training and evaluation."""
 
 import math
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-import papers.clip
 from common.errors import EncoreError
 from common.training.run import Run
 from common.training.trainer import build_trainer
@@ -26,7 +24,6 @@ from tests.papers.clip.test_data import TOKENIZER, folders  # noqa: F401
 from tests.papers.clip.test_model import tokens
 
 OPTIM = clip_optim(5e-4, 10)
-CONFIGS = Path(papers.clip.__file__).parent / "configs"
 
 
 def tiny_image(image_size: int = 16) -> VisionTransformer:
