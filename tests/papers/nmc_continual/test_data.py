@@ -1,12 +1,9 @@
 """On-disk formats, preprocessing and weight files, on fixtures the tests write themselves."""
 
-import gzip
-import io
 import json
 import math
 import os
 import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.io import savemat
-from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from common.errors import EncoreError
-from papers.nmc_continual import formats, interop
+from papers.nmc_continual import fixtures, formats, interop
 from papers.nmc_continual.data import (
     CharacterStream,
     CORe50,
@@ -31,40 +26,17 @@ from papers.nmc_continual.data import (
     split_tasks,
 )
 from papers.nmc_continual.model import FrozenViT
-from papers.nmc_continual.streams import CIFAR100_ORDER, CORE50_TEST, CORE50_TRAIN
+from papers.nmc_continual.streams import CIFAR100_ORDER
+from tests import tiny
 from tests.helpers import requires_mirror
 
 SIZE = {"image_size": 16, "num_workers": 0}
 
 
-def cifar100_pixels(labels: np.ndarray) -> np.ndarray:
-    """(N, 3072) as in the archive: red is the label, green and blue mark row and column."""
-    images = np.zeros((len(labels), 3, 32, 32), np.uint8)
-    images[:, 0] = labels[:, None, None]
-    images[:, 1] = 8 * np.arange(32)[:, None]
-    images[:, 2] = 8 * np.arange(32)
-    return images.reshape(len(labels), 3072)
-
-
-def write_cifar100(root: Path, *, binary: bool, train: int = 2, test: int = 1) -> None:
-    """Every class `train` and `test` times, in the layout of one of the two archives."""
-    folder = root / ("cifar-100-binary" if binary else "cifar-100-python")
-    folder.mkdir(parents=True)
-    for split, copies in (("train", train), ("test", test)):
-        labels = np.tile(np.arange(100, dtype=np.uint8), copies)
-        pixels = cifar100_pixels(labels)
-        if binary:
-            np.concatenate([labels[:, None] // 5, labels[:, None], pixels], axis=1).tofile(folder / f"{split}.bin")
-        else:
-            content = {b"filenames": [b"a.png"] * len(labels), b"fine_labels": labels.tolist(), b"data": pixels}
-            content |= {b"coarse_labels": (labels // 5).tolist(), b"batch_label": b"training batch 1 of 1"}
-            (folder / split).write_bytes(pickle.dumps(content, protocol=2))
-
-
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
     root = tmp_path_factory.mktemp("cifar")
-    write_cifar100(root, binary=True)
+    fixtures.cifar100(root, binary=True, train=2)
     return root
 
 
@@ -72,7 +44,7 @@ def cifar(tmp_path_factory):
 
 
 def test_both_archives_of_cifar100_give_the_same_fine_labels_and_upright_images(cifar, tmp_path):
-    write_cifar100(tmp_path, binary=False)
+    fixtures.cifar100(tmp_path, train=2)
     for split, count in (("train", 200), ("test", 100)):
         (images, labels), (others, other_labels) = (
             formats.read_cifar(root, "cifar100", split) for root in (cifar, tmp_path)
@@ -172,24 +144,9 @@ def test_images_are_fed_as_the_released_scripts_do_or_as_the_encoder_was_trained
 # Folders
 
 
-def png(value: int, size: tuple[int, int] = (20, 24), mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size, (value, 0, 0) if mode == "RGB" else value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_core50(root: Path, objects: int = 50) -> Path:
-    """One image an object and session; its red value is the object's number."""
-    for session in (*CORE50_TRAIN, *CORE50_TEST):
-        for thing in range(1, objects + 1):
-            folder = root / "core50_128x128" / f"s{session}" / f"o{thing}"
-            folder.mkdir(parents=True)
-            (folder / f"C_{session:02}_{thing:02}_000.png").write_bytes(png(thing, (16, 16)))
-    return root
-
-
 def test_core50_brings_all_objects_in_eight_sessions_and_tests_three_others_each_time(tmp_path):
-    data = CORe50(root=str(write_core50(tmp_path)), batch_size=32, **SIZE)
+    fixtures.core50(tmp_path, objects=50)
+    data = CORe50(root=str(tmp_path), batch_size=32, **SIZE)
     data.setup()
     assert len(data.stream.tasks) == 8
     sessions = [{data.train_set.items[i].parts[-3] for i in task} for task in data.stream.tasks]
@@ -213,7 +170,7 @@ def renditions(tmp_path_factory):
         folder = root / "imagenet-r" / f"n{number:08}"
         folder.mkdir(parents=True)
         for i in range(5 if number % 2 else 10):
-            (folder / f"art_{i}.jpg").write_bytes(png(10 * number))
+            (folder / f"art_{i}.jpg").write_bytes(tiny.png(10 * number))
     (root / "imagenet-r" / "README.txt").write_text("about")
     return root
 
@@ -240,7 +197,7 @@ def test_folders_and_pictures_that_are_missing_or_broken_are_named(renditions, t
     (tmp_path / "n01").mkdir()
     with pytest.raises(EncoreError, match=r"n01: no images in it"):
         formats.read_imagenet_r(tmp_path)
-    (tmp_path / "n01" / "a.jpg").write_bytes(png(1)[:30])
+    (tmp_path / "n01" / "a.jpg").write_bytes(tiny.png(1)[:30])
     data = SplitImageNetR(root=str(renditions), **SIZE)
     data.setup()
     data.train_set.items = [tmp_path / "n01" / "a.jpg"]
@@ -251,43 +208,9 @@ def test_folders_and_pictures_that_are_missing_or_broken_are_named(renditions, t
 # Five data sets
 
 
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def write_five(root: Path) -> Path:
-    """Each class of each set twice for training and once for testing; pixel value = 10 * set + class."""
-    for split, copies in (("train", 2), ("test", 1)):
-        labels = np.tile(np.arange(10, dtype=np.uint8), copies)
-
-        def grey(offset: int, side: int, labels: np.ndarray = labels) -> np.ndarray:
-            return np.broadcast_to((labels + offset)[:, None, None], (len(labels), side, side))
-
-        binary = root / "cifar-10-batches-bin"
-        binary.mkdir(exist_ok=True)
-        pixels = np.broadcast_to(labels[:, None], (len(labels), 3072))
-        parts = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-        for i, part in enumerate(parts):
-            np.concatenate([labels[:, None], pixels], 1)[i :: len(parts)].tofile(binary / f"{part}.bin")
-        for letter in range(10):
-            folder = root / "notMNIST" / split.capitalize() / "ABCDEFGHIJ"[letter]
-            folder.mkdir(parents=True)
-            for i in range(copies):
-                (folder / f"{i}.png").write_bytes(png(10 + letter, (28, 28), "L"))
-        for name, offset, pack in (("MNIST", 20, False), ("FashionMNIST", 40, True)):
-            (root / name / "raw").mkdir(parents=True, exist_ok=True)
-            prefix = "train" if split == "train" else "t10k"
-            for kind, array in (("images-idx3-ubyte", grey(offset, 28)), ("labels-idx1-ubyte", labels)):
-                content = idx(np.ascontiguousarray(array, np.uint8))
-                path = root / name / "raw" / f"{prefix}-{kind}{'.gz' if pack else ''}"
-                path.write_bytes(gzip.compress(content) if pack else content)
-        svhn = np.broadcast_to(grey(30, 32)[..., None], (len(labels), 32, 32, 3)).transpose(1, 2, 3, 0)
-        savemat(root / f"{split}_32x32.mat", {"X": svhn, "y": np.where(labels == 0, 10, labels)[:, None]})
-    return root
-
-
 def test_five_datasets_come_in_the_released_order_with_fifty_classes(tmp_path):
-    root = write_five(tmp_path)
+    root = tmp_path
+    fixtures.five_datasets(root)
     (root / "notMNIST" / "Train" / "C" / "broken.png").write_bytes(b"no image")
     data = FiveDatasets(root=str(root), batch_size=8, **SIZE)
     with pytest.warns(UserWarning, match="skipped 1 broken files"):
@@ -341,14 +264,6 @@ def test_test_drawers_never_train_and_ink_is_positive():
 # Weight files
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 CONFIG = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
     "image_size": 16, "patch_size": 8,
@@ -357,7 +272,7 @@ CONFIG = {
 
 def write_hub(directory: Path) -> Path:
     """A tiny ViTModel in the hub's format, with pooler as published."""
-    randomise(ViTModel(ViTConfig(**CONFIG))).save_pretrained(directory)
+    tiny.randomise(ViTModel(ViTConfig(**CONFIG))).save_pretrained(directory)
     return directory
 
 
@@ -368,14 +283,14 @@ def images():
 
 @torch.no_grad()
 def test_features_equal_the_class_token_of_transformers_after_the_last_norm(images, tmp_path):
-    theirs = randomise(ViTModel(ViTConfig(**CONFIG), add_pooling_layer=False))
+    theirs = tiny.randomise(ViTModel(ViTConfig(**CONFIG), add_pooling_layer=False))
     theirs.save_pretrained(tmp_path / "plain")
     expected = theirs(images).last_hidden_state[:, 0]
     ours = interop.from_hub(tmp_path / "plain")
     torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-5)
     assert ours.norm.eps == 1e-12
     assert expected.std(dim=0).mean() > 0.01
-    classifier = randomise(ViTForImageClassification(ViTConfig(**CONFIG)))
+    classifier = tiny.randomise(ViTForImageClassification(ViTConfig(**CONFIG)))
     classifier.save_pretrained(tmp_path / "classifier")
     expected = classifier.vit(images).last_hidden_state[:, 0]
     torch.testing.assert_close(interop.from_hub(tmp_path / "classifier")(images), expected, atol=1e-5, rtol=1e-5)
@@ -384,21 +299,8 @@ def test_features_equal_the_class_token_of_transformers_after_the_last_norm(imag
 
 
 @torch.no_grad()
-def test_weights_survive_the_way_to_transformers_and_back(images, tmp_path):
-    model = randomise(FrozenViT(image_size=16, patch_size=8, dim=32, depth=2, num_heads=4, mlp_dim=48))
-    interop.to_hub(model, tmp_path)
-    theirs, report = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    torch.testing.assert_close(theirs.eval()(images).last_hidden_state[:, 0], model(images), atol=1e-5, rtol=1e-5)
-    back = interop.from_hub(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values(), strict=True))
-    assert back.norm.eps == 1e-6
-
-
-@torch.no_grad()
 def test_timm_names_mean_what_timm_computes(tmp_path, images):
-    model = randomise(FrozenViT(image_size=16, patch_size=8, dim=128, depth=1, num_heads=2, mlp_dim=48))
+    model = tiny.randomise(FrozenViT(image_size=16, patch_size=8, dim=128, depth=1, num_heads=2, mlp_dim=48))
     state = interop.state_to_timm(model.state_dict())
     block = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
     names = ["patch_embed.proj", *(f"blocks.0.{name}" for name in block), "norm"]

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,20 +10,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from common.errors import EncoreError
 from common.training.cli import run as train
 from common.training.run import Run
-from papers.nmc_continual import claims, interop, module, pretraining, streams
+from papers.nmc_continual import claims, fixtures, module, pretraining, streams
 from papers.nmc_continual.baselines import EWC, FineTuning, LinearHead, ScaleAndShift
 from papers.nmc_continual.data import StreamData, TensorImages
-from papers.nmc_continual.model import FrozenViT, NearestMean, Precomputed, SmallResNet
+from papers.nmc_continual.model import NearestMean, Precomputed, SmallResNet
 from papers.nmc_continual.module import NMC
+from tests import tiny
 from tests.helpers import assert_resumes_exactly, requires_mirror, train_steps
-from tests.papers.nmc_continual.test_data import write_cifar100, write_core50, write_five
 
 CONFIGS = Path(module.__file__).parent / "configs"
 SIZES = {"num_classes": 4, "num_tasks": 2}
@@ -340,76 +340,15 @@ def test_pretraining_learns_and_its_rate_follows_a_cosine(tmp_path):
     assert learner.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
 
 
-PAPER = {
-    "paper_cifar100": ("SplitCIFAR100", 100, 10, False),
-    "paper_cifar100_normalised": ("SplitCIFAR100", 100, 10, True),
-    "paper_core50": ("CORe50", 50, 8, False),
-    "paper_imagenet_r": ("SplitImageNetR", 200, 10, False),
-    "paper_five_datasets": ("FiveDatasets", 50, 5, False),
-    "paper_cifar100_finetune": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_ewc": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_linear": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_scale_shift": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_joint": ("SplitCIFAR100", 100, 1, True),
-}
+STREAMED = ("cifar100", "cifar100_normalised", "core50", "imagenet_r", "five_datasets")
 
 
-def test_every_config_says_what_it_is_and_how_to_run_it():
-    names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names == {*PAPER, "smoke", "smoke_nmc", "cpu", "cpu_nmc", "cpu_finetune"}
-    for path in CONFIGS.glob("*.yaml"):
-        first, second = path.read_text().splitlines()[:2]
-        assert first.startswith("# ")
-        assert f"papers/nmc_continual/configs/{path.name}" in second
-    for name, (data, classes, tasks, normalise) in PAPER.items():
-        config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-        assert config["data"]["class_path"] == f"papers.nmc_continual.data.{data}"
-        assert config["data"]["init_args"]["normalise"] is normalise
-        model = config["model"]["init_args"]
-        assert (model["num_classes"], model["num_tasks"]) == (classes, tasks)
-        assert config["trainer"]["max_epochs"] == 1
-        assert config["trainer"]["precision"] == "32-true"  # tests and training see the same features
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """All data sets of the paper configs in small, and a file of weights."""
-    root = tmp_path_factory.mktemp("sets")
-    write_cifar100(root, binary=False, train=1)
-    write_core50(root, objects=3)
-    write_five(root)
-    for number in range(200):
-        folder = root / "imagenet-r" / f"n{number:08}"
-        folder.mkdir(parents=True)
-        source = root / "core50_128x128" / "s1" / "o1" / "C_01_01_000.png"
-        for i in range(2):
-            (folder / f"art_{i}.png").write_bytes(source.read_bytes())
-    torch.manual_seed(0)
-    vit = FrozenViT(image_size=16, patch_size=8, dim=64, depth=2, num_heads=1)
-    torch.save(interop.state_to_timm(vit.state_dict()), root / "vit.pth")
-    return root
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_paper_configs_run_on_small_sets_in_the_real_format(name, sets, tmp_path):
-    model: dict = {"backbone": {"init_args": {"path": str(sets / "vit.pth")}}}
-    if name == "paper_cifar100_ewc":
-        model["fisher_images"] = 3
-    stream = {"root": str(sets), "batch_size": 16, "num_workers": 0, "image_size": 16}
-    baseline = name.startswith("paper_cifar100_") and not name.endswith("normalised")
-    steps = {"max_steps": 3} if baseline else {}
-    changes = {
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 1, "default_root_dir": str(tmp_path), **steps},
-        "model": {"init_args": model},
-        "data": {"init_args": stream},
-    }
-    (tmp_path / "changes.yaml").write_text(yaml.safe_dump(changes))
-    trained = train(["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--config", str(tmp_path / "changes.yaml")])
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_published_stream_runs_to_its_end_on_small_sets(name, tmp_path):
+    write = next(write for pattern, write in fixtures.FIXTURES.items() if fnmatch(f"paper_{name}.yaml", pattern))
+    options = write(tmp_path) | {"trainer.accelerator": "cpu", "data.init_args.num_workers": 0}
+    trained = tiny.train(CONFIGS / f"paper_{name}.yaml", options, tmp_path / "run")
     metrics = trained.trainer.callback_metrics
-    assert torch.isfinite(metrics["train/loss"])
-    if baseline:
-        assert trained.trainer.global_step == 3
-        return
     assert 0 <= metrics["stream/final_accuracy"] <= 100
     assert (trained.model.tested.sum(1) > 0).all()
     assert metrics["stream/restricted_drift"] == 0

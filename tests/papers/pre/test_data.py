@@ -1,6 +1,5 @@
 """The CoOp splits on disk, few-shot sampling, Base and New classes, the small tasks, released prompt files."""
 
-import json
 import random
 from collections import defaultdict
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import EncoreError
-from papers.pre import tasks
+from papers.pre import fixtures, tasks
 from papers.pre.data import (
     LAYOUTS,
     FewShotData,
@@ -30,34 +29,13 @@ from papers.pre.tasks import KEYWORDS, VENDORS, EmojiPretraining, EmojiTask, Sha
 from tests.helpers import requires_mirror
 from tests.papers.pre.test_model import TOKENIZER
 
-CLASSES = ["banded", "blotchy", "braided", "bubbly", "bumpy"]
-
-
-def picture(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (24, 20), (number % 256, 100, 200)).save(path)
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """DTD with five classes, 6 training and 2 test images each, and FGVC-Aircraft with three variants."""
+    """DTD and FGVC-Aircraft in small."""
     root = tmp_path_factory.mktemp("data")
-    split = {"train": [], "val": [], "test": []}
-    for label in (3, 0, 4, 1, 2):  # as in the published files, the classes are not in order
-        name = CLASSES[label]
-        for i in range(9):
-            path = f"{name}/{name}_{i:04d}.png"
-            picture(root / "dtd" / "images" / path, 40 * label + i)
-            split["train" if i < 6 else "val" if i < 7 else "test"].append([path, label, name])
-    (root / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    folder = root / "fgvc_aircraft"
-    variants = ["707-320", "727 200", "MD-11"]
-    for number in range(6):
-        picture(folder / "images" / f"{number:07d}.jpg", number)
-    (folder / "variants.txt").write_text("\n".join(variants) + "\n")
-    for part, numbers in {"train": (0, 1, 2), "test": (3, 4, 5)}.items():
-        lines = [f"{n:07d} {variants[n % 3]}\n" for n in numbers]
-        (folder / f"images_variant_{part}.txt").write_text("".join(lines))
+    fixtures.dtd(root)
+    fixtures.aircraft(root)
     TOKENIZER.save(root / "tokenizer")
     return root
 
@@ -102,8 +80,8 @@ def test_shots_are_those_that_python_draws_class_by_class_in_the_order_of_the_sp
 
 def test_base_images_train_and_each_half_is_tested_among_its_own_names(root):
     data = few_shot_data(root)
-    assert data.base_names == CLASSES[:3]
-    assert data.new_names == CLASSES[3:]
+    assert data.base_names == fixtures.CLASSES[:3]
+    assert data.new_names == fixtures.CLASSES[3:]
     assert data.hand_prompt == "{} texture."
     assert sorted(item.label for item in data.base.train) == [0] * 4 + [1] * 4 + [2] * 4
     train = {item.path for item in data.base.train}

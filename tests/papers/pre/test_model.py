@@ -272,9 +272,6 @@ def test_one_shared_network_mixes_tokens_and_separate_networks_do_not(variant, m
 
 def test_published_sizes():
     with torch.device("meta"):
-        for build, expected in [(sizes.pre_vit_b16, 1_579_008), (sizes.coop_vit_b16, 2_048)]:
-            model = build()
-            assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
         for build, image_size in [(sizes.pre_vit_b32, 224), (sizes.pre_rn50, 224), (sizes.pre_rn101, 224)]:
             model = build()
             assert model.clip.image.image_size == image_size
