@@ -44,8 +44,9 @@ class Classification(Recipe):
         super().__init__(optim)
         self.model = model
         self.objective, self.label_smoothing, self.num_classes = objective, label_smoothing, num_classes
-        mixes: list[v2.Transform] = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
-        mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+        with torch.device("cpu"):  # their Beta reads its alpha, which a model built on the meta device could not give
+            mixes: list[v2.Transform] = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+            mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.mix = v2.RandomChoice(mixes) if mixes else None
         self.scores = Scores(multilabel=objective == "bce")
 
