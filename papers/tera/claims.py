@@ -117,6 +117,7 @@ def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Enco
     """An encoder pre-trained on the clips under the policy of an ablation name."""
     module = PretrainModule(pretraining(plan.lr, plan.steps), encoder=encoder_sizes(run, plan))
     batches = Bucketed(clips, buckets([len(clip) for clip in clips], plan.batch_size))
+    run.split("train", clips)
     run.split("train:batches", batches)
     run.settings(alteration=alteration)
     collate = partial(altered_batch, policy=named_policy(alteration))

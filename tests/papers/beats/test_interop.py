@@ -42,6 +42,9 @@ def test_released_files_are_written_and_read_back(kind, tmp_path):
     assert content["model"]["encoder.layers.1.self_attn.grep_a"].shape == (1, 2, 1, 1)
     assert content["model"]["encoder.pos_conv.0.weight_g"].shape == (1, 1, 4)
     assert content["cfg"]["encoder_embed_dim"] == 16
+    encoder = model if kind == "encoder" else model.encoder
+    for part, ours in zip("qkv", encoder.stack.layers[1].attn.qkv.weight.chunk(3)):
+        assert torch.equal(content["model"][f"encoder.layers.1.self_attn.{part}_proj.weight"], ours)
     load = interop.load_tokenizer if kind == "tokenizer" else interop.load_encoder
     again = load(path)
     assert not again.training

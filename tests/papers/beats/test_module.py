@@ -110,6 +110,18 @@ def test_labels_come_from_the_whole_clean_input_and_the_loss_from_masked_audio_a
     assert calls["keep"].sum(1).tolist() == [2, 2, 2, 2]  # 25% of 8 tokens
 
 
+def test_validation_hides_the_same_tokens_every_time_and_leaves_the_random_state_alone():
+    module, seen = pretrain().eval(), []
+    module.log = lambda name, value, **_: seen.append(value.item())
+    data = batch()
+    for _ in range(2):
+        before = torch.get_rng_state()
+        module.validation_step(data, 3)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(5)
+    assert seen[:2] == seen[2:]
+
+
 def test_label_smoothing_is_the_open_recipes():
     data = batch()
     losses = []
