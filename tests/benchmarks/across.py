@@ -135,7 +135,7 @@ def mask_every_clip_alike() -> None:
     """BEATs draws its masks inside the step, on each process for its own rows: here all rows have the same mask."""
     from papers.beats import module
 
-    def mask(batch: int, length: int, masked: int, device: torch.device) -> torch.Tensor:
+    def mask(batch: int, length: int, masked: int, device: torch.device, generator: Any = None) -> torch.Tensor:
         order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
         return (order < masked).expand(batch, -1).to(device)
 
