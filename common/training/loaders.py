@@ -181,12 +181,12 @@ class Loaders(L.LightningDataModule):
     def test_dataloader(self) -> Any:
         return self.evaluation(self._there("test"))
 
-    def evaluation(self, dataset: Any, batch_size: int | None = None) -> DataLoader:
-        """Every example of a dataset once, in order."""
+    def evaluation(self, dataset: Any, batch_size: int | None = None, collate: Any = None) -> DataLoader:
+        """Every example of a dataset once, in order. collate: another way to make batches than in training."""
         return DataLoader(
             dataset,
             batch_size or self.eval_batch_size,
-            collate_fn=self.collate,
+            collate_fn=collate or self.collate,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),  # workers' seeds must not come from the training's
         )

@@ -13,9 +13,12 @@ import numpy as np
 
 from common.formats.tokenizers import ByteBPE, train_byte_bpe
 from common.training.loaders import train_loader
+from common.training.recipe import Optim
 from common.training.run import Run, fit
-from papers.bart.data import Blocks, Denoised, Pairs, collate_pairs, noise_vocabulary, wrap
+from papers.bart.data import Blocks, Denoised, collate_pairs, noise_vocabulary, wrap
+from papers.bart.model import bart_tiny
 from papers.bart.noise import Noise
+from papers.bart.tasks import Pairs
 from papers.bartscore import generated, ngram
 from papers.bartscore.judged import SETS, Judged, read
 from papers.bartscore.meta import agreement
@@ -112,8 +115,7 @@ def train_scorer(run: Run, recipe: Recipe, texts: Texts, fold: int) -> Score:
     rows = wrap(tokenizer, [text for some in groups.values() for text in some], MAX_LENGTH)
     blocks = Blocks(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
     noisy: Any = Denoised(blocks, noise_vocabulary(tokenizer), NOISE)
-    sources, targets = (list(side) for side in zip(*rewritings(groups)))
-    again: Any = Pairs(sources, targets, tokenizer, MAX_LENGTH, MAX_LENGTH)
+    again: Any = Pairs(rewritings(groups), tokenizer, MAX_LENGTH, MAX_LENGTH)
     first, second = {
         "tuned": (noisy, again),
         "denoised": (noisy, noisy),
@@ -135,15 +137,8 @@ def train_scorer(run: Run, recipe: Recipe, texts: Texts, fold: int) -> Score:
 
 
 def _module(recipe: Recipe, lr: float, steps: int) -> Tuning:
-    return Tuning(
-        "tiny",
-        recipe.vocab_size,
-        MAX_LENGTH,
-        dropout=0.0,
-        lr=lr,
-        warmup_steps=max(1, steps // 10),
-        total_steps=steps,
-    )
+    optim = Optim(lr, schedule="linear", warmup=max(1, steps // 10), total=steps)
+    return Tuning(bart_tiny(recipe.vocab_size, MAX_LENGTH, dropout=0.0), optim)
 
 
 def _fit(module: Tuning, data: Any, run: Run, recipe: Recipe, name: str, steps: int) -> Tuning:

@@ -14,8 +14,7 @@ from papers.bartscore.meta import (
     agreement,
     by_document,
     compare_by_document,
-    compare_pairs,
-    compare_pooled,
+    compare_rows,
     constant,
     darr_tau,
     kendall,
@@ -72,9 +71,9 @@ def test_a_better_metric_is_significantly_better_and_equal_ones_are_not():
     assert compare_by_document(human, good, bad, documents).verdict == 1
     assert compare_by_document(human, bad, good, documents).verdict == -1
     assert compare_by_document(human, good, good, documents) == Comparison(0, 0, 1000)
-    assert compare_pooled(pearson, human, good, bad).verdict == 1
+    assert compare_rows(pearson, (human, good), (human, bad)).verdict == 1
     pairs = [(human, human - 1 + noise * rng.normal(size=180)) for noise in (0.5, 3)]
-    assert compare_pairs(darr_tau, *pairs).verdict == 1
+    assert compare_rows(darr_tau, *pairs).verdict == 1
 
 
 def test_a_document_where_one_metric_is_constant_counts_for_neither():
