@@ -21,7 +21,6 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from common.errors import EncoreError
 from common.fast.sharded import FullySharded
@@ -109,7 +108,8 @@ class EncoreCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self._check_checkpoint()
-        if not rank_zero_only.rank and not self.trainer.fast_dev_run:
+        trainer: Any = self.trainer
+        if trainer.is_global_zero and not trainer.fast_dev_run:
             self._keep_other_runs()
 
     def before_validate(self) -> None:
@@ -120,7 +120,7 @@ class EncoreCLI(LightningCLI):
     def after_fit(self) -> None:
         """One line: how it ended, where its weights are, what to do next."""
         trainer, path = self.trainer, last_checkpoint(self.trainer.default_root_dir)
-        if rank_zero_only.rank or path is None:
+        if not trainer.is_global_zero or path is None:
             return
         loss = trainer.callback_metrics.get("train/loss")
         said = f"loss {float(loss):.4g} " if loss is not None else ""
