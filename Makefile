@@ -40,7 +40,7 @@ $(EXTRA)%: $(READY) requirements-extras.lock
 	@.tools/bin/uv pip install --quiet --python $(BIN)/python --constraint requirements-extras.lock --editable ".[$*]"
 	@touch $@
 
-reproduce: $(READY) $(patsubst %,$(EXTRA)%,$(filter ray slurm,$(ENGINE))) ## reported against ours for PAPER (default pointer_networks; all) at SCALE (cpu) on ENGINE (local, ray, slurm)
+reproduce: $(READY) $(patsubst %,$(EXTRA)%,$(filter ray slurm,$(ENGINE))) ## reported, committed and this run for PAPER (default pointer_networks; all) at SCALE (cpu) on ENGINE (local, ray, slurm)
 	@$(ENCORE) reproduce $(PAPERS) --scale $(SCALE) --engine $(ENGINE) $(ARGS)
 
 test: lint types ## lint, types, tests (PAPER=clip: that paper's tests)

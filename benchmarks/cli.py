@@ -115,15 +115,21 @@ def reproduce(
     ] = False,
     seeds: Annotated[str, typer.Option(help="only these seeds, for example 0,1")] = "",
     workers: Annotated[int, typer.Option(min=0, help="units at a time; 0: one a core")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="run units again whose result is fresh")] = False,
+    force: Annotated[bool, typer.Option("--force", help="run units again whose result in runs/ is fresh")] = False,
     engine: Annotated[
         str, typer.Option(help="where units run: local, ray (RAY_ADDRESS), slurm", autocompletion=_engines)
     ] = "local",
     plan: Annotated[bool, typer.Option("--plan", help="only show what would run and what it would cost")] = False,
-    budget: Annotated[str, typer.Option(help="only the most informative units that fit, for example 30m")] = "",
+    budget: Annotated[
+        str, typer.Option(help="only what fits, for example 30m; first what the committed results lack")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Run the claims of a paper and put the result beside what it reported. Stopped and started again, it goes on."""
+    """Run the claims of a paper and put the result beside what it reported and what is committed.
+
+    A run goes to runs/ and changes no committed result (`encore record` does). What has a fresh result in runs/ is not
+    run again, so stopped and started again it goes on; --plan and --budget count the rest.
+    """
     pick(scale, dict.fromkeys(SCALES), "scale")
     pick(engine, dict.fromkeys(ENGINES), "engine")
     if as_json and not plan:
@@ -143,7 +149,57 @@ def reproduce(
     }
     if plan:
         return show_plan(papers, **choice, as_json=as_json)
-    raise typer.Exit(run(papers, **choice, engine=engine))
+    status = run(papers, **choice, engine=engine)
+    raise typer.Exit(_write_report() or status if status < 128 else status)
+
+
+@app.command()
+def record(
+    paper: PapersName = "all",
+    claim: Annotated[str, typer.Argument(help="only this claim or measurement")] = "",
+) -> None:
+    """Take complete runs at scale cpu from runs/ into benchmarks/results/, where list, show and report read them."""
+    from benchmarks.paper import catalog
+    from benchmarks.run.records import has_run, record_run
+
+    papers = catalog.select(paper)
+    wanted = [(each, e) for each in papers for e in ([each.experiment(claim)] if claim else each.experiments)]
+    ready = [pair for pair in wanted if claim or has_run(*pair)]
+    if not ready:
+        raise EncoreError("runs/ has no unit of the present code at scale cpu: encore reproduce PAPER runs them")
+    incomplete = []
+    for each, experiment in ready:
+        try:
+            print(paths.shown(record_run(each, experiment)))
+        except EncoreError as error:
+            incomplete.append(str(error))
+    for line in incomplete:
+        print(f"error: {line}", file=sys.stderr)
+    if incomplete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def carry(
+    paper: PapersName = "all",
+    since: Annotated[str, typer.Option("--from", help="a commit at which results were fresh, if no other is")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="so many of a claim's seeds, the first ones")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run, against which commit")] = False,
+) -> None:
+    """Keep results fresh over code that changes no number: compare smoke runs of then and now, bit for bit.
+
+    What was compared with what is written into the result, as `carried`. What moved is named, and exit code 1.
+    """
+    from benchmarks.paper import catalog
+    from benchmarks.run.carry import carry as run
+    from benchmarks.run.engines import Interrupted
+
+    try:
+        status = run(catalog.select(paper), since=since, seeds=seeds, dry_run=dry_run)
+    except Interrupted as stop:
+        print(f"{stop}; what was carried is kept, and so are the units of other commits", file=sys.stderr)
+        status = stop.status
+    raise typer.Exit(status)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -323,6 +379,20 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="names of sources
             raise EncoreError(str(error)) from error
         for path in located.values():
             print(path)
+
+
+def _write_report() -> int:
+    """Write the site after a run; 1 when its folder takes no file. Another paper's broken file does not count."""
+    from benchmarks.site.report import write_report
+
+    try:
+        print(f"report of the committed results: {paths.shown(write_report())}")
+    except EncoreError as error:
+        print(f"error: no report: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: no report: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _standings(slug: str | None = None) -> "list[Standing]":

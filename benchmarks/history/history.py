@@ -5,10 +5,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.history.past import blobs, git
 from benchmarks.paper import paths
+from benchmarks.paper.git import blobs, git
 from benchmarks.paper.schema import Claim, Paper
-from benchmarks.run.records import COMMITTED_SCALE, Record, record_file, valid_record
+from benchmarks.run.records import Record, record_file, valid_record
 from benchmarks.run.verdict import ClaimVerdict, decide, judge
 from common.errors import EncoreError
 
@@ -36,7 +36,7 @@ class History:
         self.absent = ""
         self._pasts: dict[tuple[str, str], list[Past]] = {}
         files = {
-            paths.shown(record_file(paper.slug, claim.id, COMMITTED_SCALE)): (paper.slug, claim)
+            paths.shown(record_file(paper.slug, claim.id)): (paper.slug, claim)
             for paper in papers
             for claim in paper.claims
         }

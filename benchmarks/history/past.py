@@ -1,7 +1,6 @@
 """Papers and results as they stood in a commit, read from git without touching the working tree."""
 
 import json
-import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from benchmarks.paper import catalog, paths
 from benchmarks.paper.files import read_json
+from benchmarks.paper.git import blobs, commit_of, git
 from benchmarks.paper.load import parse_yaml
 from benchmarks.paper.schema import Paper
 from benchmarks.run.records import Record, valid_record
@@ -35,10 +35,7 @@ class Snapshot:
     def commit(self) -> str | None:
         if self.revision is None:
             return None
-        try:
-            return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{self.revision}^{{commit}}").strip()
-        except subprocess.CalledProcessError as error:
-            raise EncoreError(f"{self.revision!r} is no commit of this repository") from error
+        return commit_of(self.revision)
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -90,42 +87,6 @@ class Snapshot:
         except (ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
-
-
-def blobs(names: list[str]) -> list[str]:
-    """Texts of git objects such as "HEAD:README.md", in one call; "" for one that is not there."""
-    if not names:
-        return []
-    request = "\n".join(names).encode() + b"\n"
-    command = ["git", "-C", str(paths.root()), "cat-file", "--batch"]
-    try:
-        answer = subprocess.run(command, input=request, capture_output=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EncoreError(f"git cat-file failed in {paths.root()}: {error}") from error
-    texts, start = [], 0
-    for _ in names:
-        end = answer.index(b"\n", start)
-        header, start = answer[start:end], end + 1
-        if header.endswith(b" missing"):
-            texts.append("")
-            continue
-        size = int(header.rsplit(b" ", 1)[1])
-        texts.append(answer[start : start + size].decode("utf-8", "replace"))
-        start += size + 1
-    return texts
-
-
-def git(*arguments: str) -> str:
-    """Output of a git command in the tree; EncoreError where there is no git or no repository."""
-    command = ["git", "-C", str(paths.root()), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except OSError as error:
-        raise EncoreError("git is not installed") from error
-    except subprocess.CalledProcessError as error:
-        if subprocess.run([*command[:3], "rev-parse", "--git-dir"], capture_output=True, timeout=20).returncode:
-            raise EncoreError(f"{paths.root()} is not a git repository") from error
-        raise
 
 
 def _wanted(name: str) -> bool:

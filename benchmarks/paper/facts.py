@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.paper import fingerprint, paths
-from benchmarks.paper.files import read_json, write_atomic
+from benchmarks.paper.files import is_finite, read_json, write_atomic
 from benchmarks.paper.schema import Fact, Paper
-from benchmarks.run.units import is_finite
 
 COUNTED = ("parameters", "trainable_parameters")
 FactVerdict = Literal["match", "mismatch", "error", "not computed"]

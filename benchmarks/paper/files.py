@@ -33,6 +33,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def is_finite(value: object) -> bool:
+    """Whether it is a number that counts and compares like one (JSON also has NaN, and integers of any length)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 def digest(content: bytes | str | list | dict) -> str:
     """16 hex digits that name the content; a list or dict is hashed as canonical JSON."""
     if isinstance(content, list | dict):

@@ -1,7 +1,8 @@
-"""What is not there yet: the parts of DESIGN's room a paper lacks, and imports that point the wrong way."""
+"""What is not there yet: the parts of a complete room that a paper lacks, and imports that point the wrong way."""
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from benchmarks.paper import paths
 from benchmarks.paper.facts import FactResult
@@ -75,7 +76,7 @@ def _mentioned(slug: str, text: str) -> set[str]:
 
 
 def wrong_arrows(papers: dict[str, Paper]) -> list[str]:
-    """Imports the house rules forbid, disagreements between imports and `builds_on`, and cycles; one line each."""
+    """Imports the house rules forbid, disagreements between imports and `builds_on`, and circles; one line each."""
     found = []
     root = paths.root()
     for file in sorted((root / "common").rglob("*.py")):
@@ -98,7 +99,25 @@ def wrong_arrows(papers: dict[str, Paper]) -> list[str]:
                 found.append(f"papers/{slug}/paper.yaml: builds_on names {other!r}, which is not a paper here")
             elif other not in edges[slug]:
                 found.append(f"papers/{slug}/paper.yaml: builds_on names {other}, but nothing is imported from it")
-    return found + [f"papers build on each other in a circle: {' -> '.join(circle)}" for circle in _circles(edges)]
+    found += [f"papers build on each other in a circle: {' -> '.join(circle)}" for circle in _circles(edges)]
+    return [*found, *_wrong_arrows_of_the_harness()]
+
+
+def _wrong_arrows_of_the_harness() -> Iterator[str]:
+    """A paper that benchmarks/ imports by name, and rooms of it that import each other in a circle."""
+    home = paths.root() / "benchmarks"
+    edges: dict[str, dict[str, str]] = {}
+    for file in sorted(home.rglob("*.py")):
+        room = file.relative_to(home).parts[0]
+        for module in sorted(imported_modules(file)):
+            package, *rest = module.split(".")
+            if package == "papers":
+                yield f"{paths.shown(file)} imports {module}: the harness names no paper"
+            if package == "benchmarks" and rest and (home / room).is_dir() and rest[0] != room:
+                edges.setdefault(room, {}).setdefault(rest[0], paths.shown(file))
+    for circle in _circles({room: set(others) for room, others in edges.items()}):
+        files = ", ".join(edges[room][other] for room, other in pairwise(circle))
+        yield f"rooms of benchmarks import each other in a circle: {' -> '.join(circle)} ({files})"
 
 
 def _circles(edges: dict[str, set[str]]) -> list[list[str]]:

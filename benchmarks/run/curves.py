@@ -8,7 +8,12 @@ Curve = list[list[float]]
 
 
 def read_curves(folder: Path, points: int = 60) -> dict[str, Curve]:
-    """{"stage: column": [[step, value], ...]} of every metrics.csv below `folder`, thinned to `points`.
+    """{"stage: column": [[step, value], ...]} of every metrics.csv below `folder`, thinned to `points` and rounded."""
+    return {name: _thin(sorted(values.items()), points) for name, values in sorted(read_series(folder).items())}
+
+
+def read_series(folder: Path) -> dict[str, dict[int, float]]:
+    """{"stage: column": {step: value}} of every metrics.csv below `folder`, as logged.
 
     The stage is the first folder below; a stage logged in several files (it was continued) gives one curve, in which
     the file written last wins a step they share.
@@ -18,7 +23,7 @@ def read_curves(folder: Path, points: int = 60) -> dict[str, Curve]:
         inside = file.relative_to(folder).parts[:-1]
         for column, values in read_csv(file).items():
             series.setdefault(f"{inside[0]}: {column}" if inside else column, {}).update(values)
-    return {name: _thin(sorted(values.items()), points) for name, values in sorted(series.items())}
+    return series
 
 
 def read_csv(file: Path) -> dict[str, dict[int, float]]:

@@ -2,9 +2,9 @@
 
 `--budget` takes what tells most for the time: first claims that have no result yet, then claims whose result is stale,
 those of which the verdict was open (inconclusive, undertrained) ahead of the others, then measurements without a
-result, then stale ones; of equals the one that needs least time. A claim is taken whole, since half of one has no
-verdict; what is left of the budget goes to single units of the first one that did not fit, so that it is finished some
-other night.
+result, then stale ones, and last what the committed results have already; of equals the one that needs least time. A
+claim is taken whole, since half of one has no verdict; what is left of the budget goes to single units of the first one
+that did not fit, so that it is finished some other night.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from benchmarks.paper.schema import Claim, Measurement, Paper
 from benchmarks.run.engines import Job, past_seconds
-from benchmarks.run.records import Record, read_record
+from benchmarks.run.records import COMMITTED_SCALE, Record, read_record
 from benchmarks.run.units import identity, same_identity, units_of
 from benchmarks.run.verdict import judge
 from common.errors import EncoreError
@@ -29,8 +29,8 @@ UNITS_OF_TIME = {"h": 3600.0, "m": 60.0, "s": 1.0}
 class Entry:
     """One unit of the plan.
 
-    state: fresh (it has a result of this code, configuration and data, and is skipped), kept (only the committed
-    record has one), stale (the only one is of other code, configuration or data), missing.
+    state: fresh (runs/ has a result of this code, configuration and data: it is skipped), kept (the committed record
+    has one, and this run makes its own), stale (the only one is of other code, configuration or data), missing.
     seconds: how long it takes; basis: judging by what (its arm's past runs, the claim's, or its time limit).
     """
 
@@ -49,7 +49,7 @@ def entries_of(
 ) -> list[Entry]:
     """Every unit of a claim or measurement with its state and expected cost."""
     wanted = identity(experiment)
-    record = read_record(paper.slug, experiment.id, scale)
+    record = read_record(paper.slug, experiment.id) if scale == COMMITTED_SCALE else None
     known = {(unit["arm"], unit["seed"]) for unit in record["units"]} if record else set()
     current = record is not None and same_identity(record, wanted)
     needs = experiment.needs
@@ -81,13 +81,14 @@ def _estimate(job: Job, record: Record | None) -> tuple[float, Literal["arm", "c
 def within(
     budget: float, entries: list[Entry], experiments: dict[Key, Claim | Measurement], workers: int
 ) -> list[Entry]:
-    """The stale and missing units to run in `budget` seconds on so many workers, see the top of this file."""
+    """The units without a result in runs/ to run in `budget` seconds on so many workers, see the top of this file."""
     open_units: dict[Key, list[Entry]] = {}
     for entry in entries:
-        if entry.state in ("stale", "missing"):
+        if entry.state != "fresh":
             open_units.setdefault(entry.key, []).append(entry)
     order = sorted(
-        open_units, key=lambda key: (_rank(key, experiments[key], entries), wall_seconds(open_units[key], workers))
+        open_units,
+        key=lambda key: (_rank(experiments[key], open_units[key]), wall_seconds(open_units[key], workers)),
     )
     chosen: list[Entry] = []
     left_out = []
@@ -102,9 +103,11 @@ def within(
     return chosen
 
 
-def _rank(key: Key, experiment: Claim | Measurement, entries: list[Entry]) -> int:
-    scale = next(entry.job.unit.scale for entry in entries if entry.key == key)
-    record = read_record(*key, scale)
+def _rank(experiment: Claim | Measurement, open_units: list[Entry]) -> int:
+    unit = open_units[0].job.unit
+    record = read_record(unit.paper, unit.claim) if unit.scale == COMMITTED_SCALE else None
+    if all(entry.state == "kept" for entry in open_units):
+        return 5 if isinstance(experiment, Claim) else 6
     if not isinstance(experiment, Claim):
         return 3 if record is None else 4
     if record is None:

@@ -1,7 +1,9 @@
 """Results of a whole claim: the units of one code, configuration and data, merged into one JSON.
 
-At scale `cpu` the record is benchmarks/results/<paper>/<claim>.json and belongs into a commit, at other scales it stays
-in runs/. The learning curves of its units lie beside it in <claim>.curves.json, so that a verdict is quick to read.
+A run's units stay in runs/, at every scale. `encore record` merges those of a complete run at scale `cpu` into
+benchmarks/results/<paper>/<claim>.json, which belongs into a commit and is what list, show, report and READMEs show.
+The learning curves lie beside it in <claim>.curves.json, so that a verdict is quick to read. `carried` in a record
+names the later code that `encore carry` found to give the same numbers; its last entry counts.
 """
 
 import json
@@ -13,37 +15,36 @@ from benchmarks.paper.files import read_json, write_atomic
 from benchmarks.paper.schema import Claim, Measurement, Paper
 from benchmarks.run import wiring
 from benchmarks.run.curves import Curve
-from benchmarks.run.units import identity, is_curves, is_result, same_identity, units_of
+from benchmarks.run.units import IDENTITY, Unit, identity, is_curves, is_result, same_identity, units_of
+from common.errors import EncoreError
 
 COMMITTED_SCALE = "cpu"
 Record = dict[str, Any]
 
 
-def record_file(paper: str, claim: str, scale: str) -> Path:
-    if scale == COMMITTED_SCALE:
-        return paths.results(paper) / f"{claim}.json"
-    return paths.runs() / paper / f"{claim}.{scale}.json"
+def record_file(paper: str, claim: str) -> Path:
+    return paths.results(paper) / f"{claim}.json"
 
 
-def curves_file(paper: str, claim: str, scale: str) -> Path:
-    return record_file(paper, claim, scale).with_suffix(".curves.json")
+def curves_file(paper: str, claim: str) -> Path:
+    return record_file(paper, claim).with_suffix(".curves.json")
 
 
-def read_curves(paper: str, claim: str, scale: str) -> dict[str, dict[str, Curve]]:
-    """{"arm-seed": {curve: [[step, value], ...]}} of a kept record; what is damaged is left out."""
-    kept = read_json(curves_file(paper, claim, scale)) or {}
+def read_curves(paper: str, claim: str) -> dict[str, dict[str, Curve]]:
+    """{"arm-seed": {curve: [[step, value], ...]}} of a committed record; what is damaged is left out."""
+    kept = read_json(curves_file(paper, claim)) or {}
     return {name: unit for name, unit in kept.items() if is_curves(unit)}
 
 
-def read_record(paper: str, claim: str, scale: str) -> Record | None:
-    """The kept record, whatever code it came from; None when there is none, or a damaged one."""
-    return valid_record(read_json(record_file(paper, claim, scale)))
+def read_record(paper: str, claim: str) -> Record | None:
+    """The committed record, whatever code it came from; None when there is none, or a damaged one."""
+    return valid_record(read_json(record_file(paper, claim)))
 
 
 def valid_record(content: Any) -> Record | None:
     """The content when it has the form of a record."""
-    whole = isinstance(content, dict) and {"code", "config", "data"} <= content.keys() and _holds_units(content)
-    return content if whole else None
+    whole = isinstance(content, dict) and set(IDENTITY) <= content.keys() and _holds_units(content)
+    return content if whole and _is_carried(content.get("carried", [])) else None
 
 
 def _holds_units(record: Record) -> bool:
@@ -57,46 +58,70 @@ def _holds_units(record: Record) -> bool:
     )
 
 
+def _is_carried(carried: Any) -> bool:
+    names = (*IDENTITY, "from", "commit", "smoke", "date")
+    return isinstance(carried, list) and all(isinstance(one, dict) and one.keys() >= set(names) for one in carried)
+
+
 def gather(paper: Paper, experiment: Claim | Measurement, scale: str) -> Record | None:
-    """Finished units of the present code: those in runs/, else those of a kept record; None when there are none."""
+    """The units in runs/ that are of the present code, configuration and data; None when there are none."""
     wanted = identity(experiment)
-    kept = read_record(paper.slug, experiment.id, scale)
-    known = {(u["arm"], u["seed"]): u for u in kept["units"]} if kept and same_identity(kept, wanted) else {}
-    for unit in units_of(paper, experiment, scale):
-        result = unit.fresh_result(wanted)
-        if result is not None:
-            origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
-            kept_part = {key: value for key, value in result.items() if key not in ("curves", "wiring")}
-            if isinstance(result.get("wiring"), dict):
-                kept_part["wiring"] = wiring.compact(result["wiring"])
-            known[unit.arm, unit.seed] = {**kept_part, "arm": unit.arm, "seed": unit.seed, "provenance": origin}
-    planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, scale)]
-    units = [known[key] for key in planned if key in known]
+    units = []
+    for unit, result in _fresh(paper, experiment, scale):
+        origin = {key: value for key, value in result["provenance"].items() if key not in wanted}
+        kept_part = {key: value for key, value in result.items() if key not in ("curves", "wiring")}
+        if isinstance(result.get("wiring"), dict):
+            kept_part["wiring"] = wiring.compact(result["wiring"])
+        units.append({**kept_part, "arm": unit.arm, "seed": unit.seed, "provenance": origin})
     head = {"paper": paper.slug, "claim": experiment.id, "scale": scale}
     return {**head, **wanted, "units": units} if units else None
 
 
-def keep_if_complete(paper: Paper, experiment: Claim | Measurement, scale: str) -> Path | None:
-    """Write the record when every planned unit is there; the file, or None when some are missing."""
-    record = gather(paper, experiment, scale)
-    if record is None or len(record["units"]) < len(units_of(paper, experiment, scale)):
-        return None
-    file = record_file(paper.slug, experiment.id, scale)
+def record_run(paper: Paper, experiment: Claim | Measurement) -> Path:
+    """Write the record of a complete run in runs/; EncoreError when units are missing or miswired.
+
+    Units that the committed record alone has, of this code or of one it was carried from, stay in it.
+    """
+    if wrong := miswired(paper, experiment, COMMITTED_SCALE):
+        raise EncoreError(f"{paper.slug} {experiment.id}: {wrong[0]}; correct claims.py or paper.yaml")
+    run = gather(paper, experiment, COMMITTED_SCALE)
+    kept = read_record(paper.slug, experiment.id)
+    if kept is not None and not same_identity(kept, identity(experiment)):
+        kept = None
+    ran, before = ({(u["arm"], u["seed"]): u for u in record["units"]} if record else {} for record in (run, kept))
+    planned = [(unit.arm, unit.seed) for unit in units_of(paper, experiment, COMMITTED_SCALE)]
+    found = {key: ran.get(key) or before.get(key) for key in planned}
+    if run is None or not all(found.values()):
+        there = f"{len(ran)} of its {len(planned)} units"
+        command = f"encore reproduce {paper.slug} --claim {experiment.id}"
+        raise EncoreError(f"{paper.slug} {experiment.id}: runs/ has {there} of the present code; run {command}")
+    head = run if kept is None or ran.keys() >= set(planned) else kept
+    record = {**{key: value for key, value in head.items() if key != "units"}, "units": list(found.values())}
+    file = record_file(paper.slug, experiment.id)
     if read_json(file) != record:
-        write_atomic(curves_file(paper.slug, experiment.id, scale), dump_lines(_curves(paper, experiment, scale)))
+        curves = read_curves(paper.slug, experiment.id) if kept else {}
+        curves |= {unit.dir.name: r["curves"] for unit, r in _fresh(paper, experiment, COMMITTED_SCALE)}
+        names = [unit.dir.name for unit in units_of(paper, experiment, COMMITTED_SCALE)]
+        text = dump_lines({name: curves[name] for name in names if name in curves})
+        write_atomic(curves_file(paper.slug, experiment.id), text)
         write_atomic(file, dump(record))
     return file
 
 
-def _curves(paper: Paper, experiment: Claim | Measurement, scale: str) -> dict[str, dict[str, Curve]]:
-    curves = read_curves(paper.slug, experiment.id, scale)
+def miswired(paper: Paper, experiment: Claim | Measurement, scale: str) -> list[str]:
+    """What is wired wrongly among the units in runs/, see benchmarks.run.wiring; such a run is not recorded."""
+    return wiring.problems(experiment, [result for _, result in _fresh(paper, experiment, scale)])
+
+
+def has_run(paper: Paper, experiment: Claim | Measurement) -> bool:
+    """Whether runs/ has a unit of the present code at the scale that is committed."""
+    return any(True for _ in _fresh(paper, experiment, COMMITTED_SCALE))
+
+
+def _fresh(paper: Paper, experiment: Claim | Measurement, scale: str) -> list[tuple[Unit, dict[str, Any]]]:
     wanted = identity(experiment)
-    for unit in units_of(paper, experiment, scale):
-        result = unit.fresh_result(wanted)
-        if result is not None:
-            curves[unit.dir.name] = result["curves"]
-    planned = [unit.dir.name for unit in units_of(paper, experiment, scale)]
-    return {name: curves[name] for name in planned if name in curves}
+    found = [(unit, unit.fresh_result(wanted)) for unit in units_of(paper, experiment, scale)]
+    return [(unit, result) for unit, result in found if result is not None]
 
 
 def dump_lines(content: dict[str, Any]) -> str:

@@ -36,21 +36,22 @@ class Row:
 
 @dataclass
 class Standing:
-    """One paper at one scale. `live` also looks at finished units in runs/ that no record holds yet."""
+    """One paper, judged by its committed results; `run`: by the units in runs/ at a scale, for some seeds."""
 
     paper: Paper
     scale: str = COMMITTED_SCALE
     seeds: list[int] | None = None
-    live: bool = False
+    run: bool = False
 
     @cached_property
     def records(self) -> dict[str, Record | None]:
         """{claim or measurement: its results}."""
-        found = {}
-        for experiment in self.paper.experiments:
-            fresh = gather(self.paper, experiment, self.scale) if self.live else None
-            found[experiment.id] = fresh or read_record(self.paper.slug, experiment.id, self.scale)
-        return found
+        return {
+            experiment.id: gather(self.paper, experiment, self.scale)
+            if self.run
+            else read_record(self.paper.slug, experiment.id)
+            for experiment in self.paper.experiments
+        }
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -63,6 +64,14 @@ class Standing:
     def facts(self) -> list[FactResult]:
         """The facts as last computed for the present code."""
         return facts.recorded(self.paper)
+
+    def carried(self, experiment: str) -> dict[str, Any] | None:
+        """What `encore carry` last said of a result that is fresh because of it; None for one that needs it not."""
+        record = self.records[experiment]
+        wanted = identity(self.paper.experiment(experiment))
+        if record is None or not record.get("carried") or not same_identity(record, wanted):
+            return None
+        return None if all(record[key] == wanted[key] for key in wanted) else record["carried"][-1]
 
     @property
     def matches(self) -> int:
@@ -80,7 +89,7 @@ class Standing:
     @cached_property
     def missing(self) -> list[str]:
         outcomes: dict[str, str] = {claim: verdict.verdict for claim, verdict in self.verdicts.items()}
-        outcomes |= {measurement.id: self._state(measurement) for measurement in self.paper.measurements}
+        outcomes |= {measurement.id: self.state(measurement) for measurement in self.paper.measurements}
         return missing_parts(self.paper, self.facts, self.recipe, outcomes)
 
     @cached_property
@@ -94,10 +103,10 @@ class Standing:
             verdict = {"match": "verified"}.get(fact.verdict, fact.verdict)
             return Row(row, verdict, f"fact {row.fact}", fact.computed, n=1, command=command)
         for measurement in self.paper.measurements:
-            if row.id in measurement.rows and (values := self._measured(measurement, row.id)):
+            if row.id in measurement.rows and (values := self.measured(measurement, row.id)):
                 spread = stdev(values) if len(values) > 1 else None
                 by = f"measurement {measurement.id}"
-                state = self._state(measurement)
+                state = self.state(measurement)
                 return Row(
                     row, "stale" if state == "stale" else "measured", by, fmean(values), spread, len(values), command
                 )
@@ -108,7 +117,7 @@ class Standing:
                 return Row(row, verdict, f"claim {row.claim}", command=command)
         return Row(row, "recipe" if row.recipe else "not run", command=command)
 
-    def _state(self, measurement: Measurement) -> str:
+    def state(self, measurement: Measurement) -> str:
         """measured, stale, or missing when a planned unit has no result."""
         record = self.records[measurement.id]
         if record is not None and not same_identity(record, identity(measurement)):
@@ -117,7 +126,8 @@ class Standing:
         planned = {(arm, seed) for arm in measurement.all_arms for seed in self.seeds or measurement.seeds}
         return "measured" if planned <= found else "missing"
 
-    def _measured(self, measurement: Measurement, row: str) -> list[float]:
+    def measured(self, measurement: Measurement, row: str) -> list[float]:
+        """Values of a measurement's row, one a seed."""
         record, cell = self.records[measurement.id], measurement.rows[row]
         units = record["units"] if record else []
         return [u["metrics"][cell.metric] for u in units if u["arm"] == cell.arm and cell.metric in u["metrics"]]
@@ -134,7 +144,10 @@ class Standing:
             "facts": {"match": self.matches, "total": len(paper.facts)},
             "recipe": {"match": self.recipe_matches, "total": len(paper.recipe)},
             "claims": [
-                {"id": id, "verdict": v.verdict, "gap": rounded(v.gap), "interval": rounded_pair(v.interval), "n": v.n}
+                {
+                    **{"id": id, "verdict": v.verdict, "gap": rounded(v.gap), "interval": rounded_pair(v.interval)},
+                    **{"n": v.n, "carried": self.carried(id)},
+                }
                 for id, v in self.verdicts.items()
             ],
             "missing": self.missing,

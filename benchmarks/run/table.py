@@ -2,7 +2,7 @@
 
 from collections import Counter
 from statistics import fmean
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +10,8 @@ from rich.table import Table
 
 from benchmarks.paper.facts import FactResult
 from benchmarks.paper.recipe import RecipeResult
+from benchmarks.paper.schema import Claim, Measurement, Paper
+from benchmarks.run.agreement import Line
 from benchmarks.run.plan import Entry
 from benchmarks.run.standing import Standing, interval_text, machine_text, number, signed, spoken, value_text
 from benchmarks.run.verdict import Verdict
@@ -19,6 +21,8 @@ COLOURS = {
     **dict.fromkeys(("mismatch", "error", "not reproduced"), "red"),
     **dict.fromkeys(("inconclusive", "undertrained", "stale", "missing", "not computed"), "yellow"),
     "measured": "cyan",
+    **{"agrees": "green", "differs": "red"},
+    **dict.fromkeys(("incomplete", "nothing to compare"), "yellow"),
 }
 
 
@@ -97,8 +101,7 @@ def claims_table(standing: Standing) -> Table:
         metric = claim.metric + ("" if claim.higher_is_better else " (lower is better)")
         gap = signed(verdict.gap) + (f" (margin {claim.margin:g})" if claim.margin else "")
         line = (claim.id, claim.paper_ref, metric, *sides, gap, interval_text(verdict.interval), str(verdict.n))
-        judged = standing.scale != "smoke" or verdict.verdict in ("missing", "stale")
-        table.add_row(*map(escape, line), coloured(verdict.verdict) if judged else "not judged")
+        table.add_row(*map(escape, line), coloured(verdict.verdict))
     return table
 
 
@@ -150,17 +153,37 @@ def print_standing(standing: Standing, out: Console) -> None:
         out.print(claims_table(standing))
         out.print(*(f"  {claim.id}: {escape(claim.statement)}" for claim in paper.claims), sep="\n")
         out.print(*(f"  {claim.id}: {ran(standing.verdicts[claim.id])}" for claim in paper.claims), sep="\n")
-        if standing.scale != "smoke":
-            below = {claim: verdict.below for claim, verdict in standing.verdicts.items() if verdict.below}
-            out.print(*(f"  {claim} does not clear its gate: {escape(why)}" for claim, why in below.items()), sep="\n")
-    if standing.scale == "smoke":
-        return
+        below = {claim: verdict.below for claim, verdict in standing.verdicts.items() if verdict.below}
+        out.print(*(f"  {claim} does not clear its gate: {escape(why)}" for claim, why in below.items()), sep="\n")
+    for experiment in paper.experiments:
+        if entry := standing.carried(experiment.id):
+            out.print(f"  {experiment.id}: {carried_text(entry)}")
     if paper.reported:
         out.print(rows_table(standing))
     commands = {row.command for row in standing.rows if row.verdict == "recipe"}
     if commands:
         out.print("recipes of the rows that were not run here:")
         out.print(*(f"  {command}" for command in sorted(commands)), sep="\n")
+
+
+def print_agreement(
+    paper: Paper, experiments: list[Claim | Measurement], lines: list[Line], scale: str, out: Console
+) -> None:
+    """What a run gave beside what the paper reported and what is committed, and in how many lines they agree."""
+    out.print(f"\n[bold]{escape(paper.title)}[/bold] ({escape(paper.venue)} {paper.year})")
+    out.print(*(f"  {each.id}: {escape(each.statement)}" for each in experiments), sep="\n")
+    table = Table(title=f"{paper.slug} at scale {scale}")
+    for column in ("claim or row", "reported", "committed", "this run", "verdict"):
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        head, colon, more = line.outcome.partition(":")
+        cells = map(escape, (line.what, line.reported, line.committed, line.run))
+        table.add_row(*cells, coloured(head) + colon + more)
+    if lines:
+        out.print(table)
+    count = Counter(line.outcome.partition(":")[0] for line in lines)
+    if compared := count["agrees"] + count["differs"]:
+        out.print(f"{paper.slug}: this run agrees with the committed results in {count['agrees']} of {compared} lines")
 
 
 def ran(verdict: Verdict) -> str:
@@ -170,6 +193,14 @@ def ran(verdict: Verdict) -> str:
     where = machine_text(verdict.machine)
     origin = f"commit {verdict.commit}, code {verdict.code}, config {verdict.config}"
     return f"{verdict.seconds:.0f} s of unit time on {where}; {origin}"
+
+
+def carried_text(entry: dict[str, Any]) -> str:
+    """What stands behind a result that is fresh by `encore carry`."""
+    return (
+        f"carried on {entry['date']} to code {entry['code']}: smoke runs there and in commit {entry['from']} "
+        f"are equal bit for bit (digest {entry['smoke']})"
+    )
 
 
 def mean(values: dict[int, float]) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import fingerprint, paths
-from benchmarks.paper.files import read_json
+from benchmarks.paper.files import is_finite, read_json
 from benchmarks.paper.schema import Claim, Measurement, Paper
+
+IDENTITY = ("code", "config", "data")
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,10 @@ def is_curves(content: Any) -> bool:
     )
 
 
-def is_finite(value: object) -> bool:
-    """Whether it is a number that counts and compares like one (JSON also has NaN, and integers of any length)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
-
-
 def same_identity(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("code", "config", "data"))
+    """Whether `one`, a record or the origin of a unit, came from what `other` names, or was carried to it."""
+    origins = [one, *one.get("carried", [])[-1:]]
+    return any(all(origin.get(key) == other.get(key) for key in IDENTITY) for origin in origins)
 
 
 def units_of(paper: Paper, experiment: Claim | Measurement, scale: str, seeds: list[int] | None = None) -> list[Unit]:

@@ -39,7 +39,7 @@ def write_report(folder: Path | None = None) -> Path:
     pages = {standing.paper.slug for standing in standings}
     history, drawn, edges = History([s.paper for s in standings]), Drawn(), views.builds_on(standings)
     environment = _environment()
-    speed = speed_view(drawn)
+    speed = speed_view(drawn, pages)
     shared = {
         "speed": speed,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -10,8 +10,6 @@ from benchmarks.site.drawn import Drawn
 from benchmarks.speed import results
 from benchmarks.speed.results import Curve, Growth, Origin, Ratio, Results, Row, Timing
 
-PAPERS = {"clip": "clip", "bart": "bart", "videomae": "videomae_v2"}  # whose model a pair is ours of
-
 
 @dataclass(frozen=True)
 class Source:
@@ -36,11 +34,11 @@ class Part:
 
 @dataclass(frozen=True)
 class SpeedView:
-    """Everything speed.html shows. pairs: what each is; papers: whose model."""
+    """Everything speed.html shows. pairs: what each is; papers: those that a pair is named by, and has its model of."""
 
     parts: list[Part]
     pairs: dict[str, str]
-    papers: dict[str, str]
+    papers: set[str]
     ratios: dict[str, Ratio]
     growth: Growth | None
     sources: list[Source]
@@ -51,8 +49,8 @@ class SpeedView:
         return [part.figure for part in self.parts]
 
 
-def speed_view(drawn: Drawn) -> SpeedView | None:
-    """The committed figures; None when there are none."""
+def speed_view(drawn: Drawn, slugs: set[str]) -> SpeedView | None:
+    """The committed figures; None when there are none. slugs: of the papers that have a page."""
     kept = results.read(results.committed())
     if kept is None:
         return None
@@ -60,7 +58,7 @@ def speed_view(drawn: Drawn) -> SpeedView | None:
     return SpeedView(
         parts=list(_parts(kept.rows, drawn)),
         pairs={row.pair: row.what for row in kept.rows if row.what},
-        papers={row.pair: PAPERS[row.pair] for row in kept.rows if row.pair in PAPERS},
+        papers={row.pair for row in kept.rows} & slugs,
         ratios=kept.ratios,
         growth=kept.growth,
         sources=list(_sources(kept)),

@@ -15,6 +15,7 @@ from benchmarks.paper.schema import Claim, Fact, Measurement
 from benchmarks.run.curves import Curve
 from benchmarks.run.records import read_curves
 from benchmarks.run.standing import Row, Standing, interval_text, machine_text, number, signed
+from benchmarks.run.table import carried_text
 from benchmarks.site import gallery
 from benchmarks.site.drawn import Drawn
 from benchmarks.site.notes import Section, sections
@@ -33,6 +34,7 @@ class Compute:
     commits: list[str]
     code: str
     config: str
+    carried: str
 
     @property
     def seconds(self) -> float:
@@ -106,7 +108,7 @@ def experiment_view(
     """Tables and figures of one claim or measurement; empty where it never ran."""
     record = standing.records[experiment.id]
     units = record["units"] if record else []
-    curves = read_curves(standing.paper.slug, experiment.id, standing.scale) if record else {}
+    curves = read_curves(standing.paper.slug, experiment.id) if record else {}
     names = list(dict.fromkeys(name for unit in units for name in unit["metrics"]))
     arms = []
     for arm in experiment.all_arms:
@@ -122,7 +124,7 @@ def experiment_view(
         arms if units else [],
         seeds,
         figures,
-        _compute(record, experiment) if record else None,
+        _compute(record, experiment, standing.carried(experiment.id)) if record else None,
         pasts,
         _past_figure(experiment, pasts, drawn) if len(pasts) > 1 else None,
     )
@@ -240,7 +242,7 @@ def _past_figure(experiment: Claim | Measurement, pasts: list[Past], drawn: Draw
     )
 
 
-def _compute(record: dict[str, Any], experiment: Claim | Measurement) -> Compute:
+def _compute(record: dict[str, Any], experiment: Claim | Measurement, carried: dict[str, Any] | None) -> Compute:
     units = record["units"]
     arms = {arm: sum(u["seconds"] for u in units if u["arm"] == arm) for arm in experiment.all_arms}
     machines = [machine_text(unit["provenance"]["machine"]) for unit in units]
@@ -251,6 +253,7 @@ def _compute(record: dict[str, Any], experiment: Claim | Measurement) -> Compute
         list(dict.fromkeys(commits)),
         str(record["code"]),
         str(record["config"]),
+        carried_text(carried) if carried else "",
     )
 
 

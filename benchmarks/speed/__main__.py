@@ -26,10 +26,11 @@ from benchmarks.paper.files import write_atomic
 from benchmarks.run.provenance import provenance
 from benchmarks.speed import ratios, results
 from benchmarks.speed.measure import Paired, Resident, matmul_rate, nominal_rate, paired, peak_memory
-from benchmarks.speed.pairs import PAIRS, Side, Size, Subject
+from benchmarks.speed.pairs import pairs
 from common.errors import EncoreError
 from common.fast.in_backward import keep_freed_memory
 from common.fast.lean import keep_less
+from common.fast.pairs import Side, Size, Subject
 
 SIDES: tuple[Side, Side] = ("ours", "theirs")
 SIZES: tuple[Size, Size] = ("base", "small")
@@ -67,7 +68,7 @@ def subject(name: str, side: Side, folder: Path, size: Size, setting: Setting = 
     keep_freed_memory()
     torch.manual_seed(0)
     with setting.device:
-        made = PAIRS[name](side, folder, size)
+        made = pairs()[name](side, folder, size)
     made.model.to(setting.device)
     if side == "ours" and not setting.compiled:
         made.in_backward = True
@@ -92,7 +93,7 @@ def compare(name: str, size: Size, folder: Path, rounds: int, setting: Setting) 
     agree(name, "first losses", train[0](), train[1](), setting)
     training = paired(*train, rounds, SHORTEST)
     del theirs, ours, infer, train
-    row: dict[str, Any] = {"pair": name, "size": size, "what": described(PAIRS[name]), "matmul_rate": rate}
+    row: dict[str, Any] = {"pair": name, "size": size, "what": described(pairs()[name]), "matmul_rate": rate}
     row |= {"device": setting.device.type, "precision": setting.precision, "compiled": setting.compiled}
     peer = "timm" if name.endswith("timm") else "transformers"
     row |= {"peer": f"{peer} {version(peer)}", "threads": torch.get_num_threads(), **provenance()}
@@ -145,7 +146,7 @@ def told(row: dict[str, Any]) -> str:
     training, inference = Paired(**row["training"]), Paired(**row["inference"])
     rate = row["share_of_matmul_rate"]
     return (
-        f"{row['pair']:9s} {row['size']:5s} step {1e3 * training.ours:.1f} ms against {1e3 * training.theirs:.1f} ms, "
+        f"{row['pair']:11s} {row['size']:5s} step {1e3 * training.ours:.1f} ms against {1e3 * training.theirs:.1f} ms, "
         f"ratio {training.ratio:.3f} ({training.low:.2f} to {training.high:.2f}), "
         + (f"{100 * rate:.0f} % of the matrix-product rate; " if rate else "")
         + (f"MFU {100 * row['mfu']:.1f} %; " if "mfu" in row else "")
@@ -162,7 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="encore speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=list(PAIRS))
+    known = list(pairs())
+    parser.add_argument("--pairs", nargs="*", default=known, choices=known)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="both sides under torch.compile")
@@ -194,7 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"geometric mean of the {what} ratios: {geometric_mean([row[what]['ratio'] for row in rows]):.3f}")
     if not args.no_ratios:
         with setting.device:
-            found = {name: measure(args.rounds) for name, measure in ratios.CLAIMS.items()}
+            claims = ratios.of_papers()
+            found = {name: paired(*steps(), args.rounds) for name, steps in claims.items()}
             growth = ratios.growth(args.rounds)
         for name, ratio in found.items():
             print(f"{name}: {ratio.ratio:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})", flush=True)
@@ -203,8 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"a step grows as {what} to the power {curve['exponent']:.2f} ({times})")
         if args.json:
             at = {"threads": torch.get_num_threads(), **provenance()}
-            claims = {k: {"what": described(ratios.CLAIMS[k]), **asdict(v), **at} for k, v in found.items()}
-            keep(args.json, ratios=claims, growth={"what": described(ratios.growth), **growth, **at})
+            kept = {k: {"what": described(claims[k]), **asdict(v), **at} for k, v in found.items()}
+            keep(args.json, ratios=kept, growth={"what": described(ratios.growth), **growth, **at})
     return None
 
 

@@ -5,14 +5,14 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import torch
 
-Step = Callable[[], float]
+from common.fast.pairs import Step
 
 
 @dataclass(frozen=True)

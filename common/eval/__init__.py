@@ -1,4 +1,4 @@
-"""Protocols shared by papers: linear probe, kNN, retrieval, zero-shot, multi-view averaging, ROUGE.
+"""Protocols shared by papers: linear probe, kNN, retrieval, zero-shot, classification and averaged views, ROUGE.
 
 Import the module you need.
 """

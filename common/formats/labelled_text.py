@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import EncoreError
+from common.formats.wordpiece import WordPiece
 from common.training.loaders import Loaders
 
 # A file belongs to the first split that its name begins with.
@@ -133,6 +134,21 @@ def cut_longest(parts: Sequence[list[int]], room: int) -> list[list[int]]:
             kept[i] = kept[i][: room // 2]
         kept[longest] = kept[longest][: room - sum(len(kept[i]) for i in shorter)]
     return kept
+
+
+class BertRow:
+    """The ids of one or two texts -> (tokens, segments), (N,) each, N at most max_length: `[CLS]` a `[SEP]`, or `[CLS]`
+    a `[SEP]` b `[SEP]` with b in segment 1."""
+
+    def __init__(self, tokenizer: WordPiece, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, parts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        ids, segments = [self.tokenizer.cls], [0]
+        for number, part in enumerate(cut_longest(parts, self.max_length - 1 - len(parts))):
+            ids += [*part, self.tokenizer.sep]
+            segments += [number] * (len(part) + 1)
+        return torch.tensor(ids), torch.tensor(segments)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import EncoreError
+from common.formats.lines import text_lines
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
@@ -43,13 +44,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Only a line feed ends a line: texts of the web hold other characters that `str.splitlines` takes for an end.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EncoreError(f"{path}: not a readable UTF-8 text ({error}); put the published file there") from None
+    for number, line in enumerate(text_lines(path), start=1):
+        if line.strip():
+            yield number, line
 
 
 def decode_image(cell: dict[str, Any] | bytes, mode: str = "RGB") -> Image.Image:

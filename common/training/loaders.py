@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from common.errors import EncoreError
@@ -179,12 +181,12 @@ class Loaders(L.LightningDataModule):
     def test_dataloader(self) -> Any:
         return self.evaluation(self._there("test"))
 
-    def evaluation(self, dataset: Any, batch_size: int | None = None) -> DataLoader:
-        """Every example of a dataset once, in order."""
+    def evaluation(self, dataset: Any, batch_size: int | None = None, collate: Any = None) -> DataLoader:
+        """Every example of a dataset once, in order. collate: another way to make batches than in training."""
         return DataLoader(
             dataset,
             batch_size or self.eval_batch_size,
-            collate_fn=self.collate,
+            collate_fn=collate or self.collate,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),  # workers' seeds must not come from the training's
         )
@@ -193,3 +195,22 @@ class Loaders(L.LightningDataModule):
         if getattr(self, split) is None:
             raise EncoreError(f"{type(self).__name__} has no {split} split; name its files in the data section")
         return getattr(self, split)
+
+
+class Balanced:
+    """Map-style dataset that draws every item anew: all classes equally often, their items too.
+
+    labels: (N,) classes, or (N, C) 0/1, where an item counts 1 / (items of the class) for each class that it has.
+    """
+
+    def __init__(self, dataset: Any, labels: Tensor) -> None:
+        self.dataset = dataset
+        table = labels if labels.dim() == 2 else F.one_hot(labels).float()
+        self.cumulative = (table / table.sum(0).clamp(min=1)).sum(1, dtype=torch.float64).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        draw = torch.rand((), dtype=torch.float64) * self.cumulative[-1]
+        return self.dataset[min(int(torch.searchsorted(self.cumulative, draw, right=True)), len(self) - 1)]

@@ -1,6 +1,7 @@
 """Parameter groups, AdamW and learning-rate schedules."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -44,6 +45,16 @@ def parameter_groups(
                 groups[key]["lr"] = lr * layer_decay ** (last - ids[name])
         groups[key]["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def layer_id(name: str, depth: int, last: tuple[str, ...] = ("head.",)) -> int:
+    """A parameter's number for layer_decay: 0 embedding, i + 1 layer i of `depth`, depth + 1 if its name holds `last`.
+
+    name: "encoder.blocks.layers.3.norm1.weight" and the like.
+    """
+    if found := re.search(r"\.layers\.(\d+)\.", name):
+        return int(found[1]) + 1
+    return depth + 1 if any(part in name for part in last) else 0
 
 
 def adamw(

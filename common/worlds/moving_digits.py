@@ -5,12 +5,16 @@ torus and moves by 1 or 2 pixels a frame. Labels: the direction of motion (8) an
 only, so every machine makes the same bytes; no network, no file.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import EncoreError
+from common.formats.video_clips import flatten_repeats
+from common.training.loaders import Loaders
 
 FRAMES, SIZE, GLYPH = 8, 32, 16
 JITTER = 1
@@ -18,6 +22,8 @@ JITTER = 1
 DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 """(rows, columns) per frame: right, then clockwise in steps of 45 degrees."""
 NUM_GLYPHS = 10
+MEAN, STD = (0.072,), (0.216,)
+"""About the mean and standard deviation of the pixels."""
 TRAIN_IMAGES = 1300
 """Training clips use the first 1,300 digit images, test clips the other 497: no glyph drawing is in both."""
 
@@ -72,3 +78,39 @@ class MovingDigits(Dataset[dict[str, Tensor]]):
             "direction": self.direction[index],
             "glyph": self.glyph[index],
         }
+
+
+class DigitClips(Dataset[dict[str, Tensor]]):
+    """Moving digits as one-view clips: video (1, 1, 8, 32, 32) standardised, label (direction or glyph)."""
+
+    def __init__(
+        self, split: str, length: int, *, label: Literal["direction", "glyph"] = "direction", seed: int = 0
+    ) -> None:
+        self.clips, self.label = MovingDigits(split, length, seed=seed), label
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = self.clips[index]
+        video = (item["video"] - MEAN[0]) / STD[0]
+        return {"video": video[None], "label": item[self.label]}
+
+
+class LabelledDigits(Loaders):
+    """Moving digits with labels: batches video (B, 1, 8, 32, 32), label (B,). The labelled clips depend on seed."""
+
+    collate = staticmethod(flatten_repeats)
+
+    def __init__(
+        self,
+        *,
+        train_clips: int = 1500,
+        test_clips: int = 500,
+        batch_size: int = 32,
+        label: Literal["direction", "glyph"] = "direction",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, seed=seed, eval_batch_size=100)
+        self.train = DigitClips("train", train_clips, label=label, seed=1 + seed)
+        self.valid = self.test = DigitClips("test", test_clips, label=label)

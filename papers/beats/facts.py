@@ -4,14 +4,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.layers.positions import relative_bucket
 from papers.beats.data import num_frames
 from papers.beats.model import (
+    BUCKETS,
+    FBANK_MEAN,
+    FBANK_STD,
     Encoder,
     GatedRelativeAttention,
+    beats_base_predictor,
     deepnorm_alpha,
     deepnorm_beta,
     num_masked,
-    relative_bucket,
 )
 from papers.beats.tokenizers import beats_base_tokenizer
 
@@ -41,7 +45,7 @@ def visible_tokens(seconds: float) -> int:
 
 def bucket(distance: int) -> int:
     """Relative-position bucket of key index - query index."""
-    return int(relative_bucket(torch.tensor(distance, device="cpu")))
+    return int(relative_bucket(torch.tensor(distance, device="cpu"), **BUCKETS))
 
 
 def bucket_mirror(distance: int) -> int:
@@ -81,3 +85,29 @@ def uniform_loss() -> float:
     with torch.device("cpu"):
         loss = F.cross_entropy(torch.zeros(1, codes), torch.zeros(1, dtype=torch.long))
     return loss.item()
+
+
+def codebook_decay() -> float:
+    """Decay of the codebook's moving average."""
+    return beats_base_tokenizer().quantizer.decay
+
+
+def kmeans_rounds() -> int:
+    """Rounds of k-means that start the codebook."""
+    return beats_base_tokenizer().quantizer.kmeans_rounds
+
+
+def dropouts() -> list[float]:
+    """Dropout of hidden states and of attention in the base encoder's layers."""
+    layer = Encoder().stack.layers[0]
+    return [layer.dropout.p, layer.attn.dropout]
+
+
+def normalisation() -> list[float]:
+    """AudioSet's filterbank mean and deviation."""
+    return [FBANK_MEAN, FBANK_STD]
+
+
+def predictor_depth() -> int:
+    """Layers of the label predictor."""
+    return len(beats_base_predictor().stack.layers)

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from common.errors import EncoreError
 from common.layers import MLP, PatchEmbed
+from common.layers.positions import RelativeBias
 from common.masking import keep_tokens, put_tokens
 
 FBANK_MEAN, FBANK_STD = 15.41663, 6.55582  # of AudioSet fbanks; inputs are (fbank - mean) / (2 * std), released code
 MASK_RATIO = 0.75
+BUCKETS = {"num_buckets": 320, "max_distance": 800}  # of the relative bias
 
 
 def num_masked(num_tokens: int, mask_ratio: float = MASK_RATIO) -> int:
@@ -33,35 +35,6 @@ def deepnorm_alpha(depth: int) -> float:
 def deepnorm_beta(depth: int) -> float:
     """Initial gain of the value, output and feed-forward projections (DeepNet, encoder-only row)."""
     return (8 * depth) ** -0.25
-
-
-def relative_bucket(distance: Tensor, num_buckets: int = 320, max_distance: int = 800) -> Tensor:
-    """T5-style bucket of distance = key index - query index (int, any shape), in [0, num_buckets).
-
-    Half the buckets belong to each sign; half of those are exact, the rest grow logarithmically up to max_distance.
-    """
-    side = num_buckets // 2
-    exact = side // 2
-    size = distance.abs()
-    log_share = torch.log(size.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    large = (exact + log_share * (side - exact)).long().clamp(max=side - 1)
-    return torch.where(size < exact, size, large) + side * (distance > 0)
-
-
-class RelativeBias(nn.Module):
-    """Learned bias per (bucket, head); one table, owned by a stack and shared by all its layers."""
-
-    def __init__(self, num_heads: int, num_buckets: int = 320, max_distance: int = 800) -> None:
-        super().__init__()
-        self.num_buckets, self.max_distance = num_buckets, max_distance
-        self.table = nn.Embedding(num_buckets, num_heads)
-
-    def forward(self, positions: Tensor, length: int) -> Tensor:
-        """positions: (B, N) token indices in a sequence of `length` tokens -> bias (B, heads, N, N)."""
-        distances = torch.arange(1 - length, length, device=positions.device)
-        values = self.table(relative_bucket(distances, self.num_buckets, self.max_distance))  # (2 * length - 1, heads)
-        offset = positions[:, None, :] - positions[:, :, None] + length - 1
-        return rearrange(values[offset], "b i j h -> b h i j")
 
 
 class GatedRelativeAttention(nn.Module):
@@ -164,7 +137,7 @@ class TransformerStack(nn.Module):
         self.position = ConvPosition(dim, conv_kernel, conv_groups)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        self.bias = RelativeBias(num_heads)
+        self.bias = RelativeBias(num_heads, **BUCKETS)
         layers = [
             DeepNormLayer(
                 dim,

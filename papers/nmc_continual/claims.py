@@ -14,7 +14,6 @@ import lightning as L
 from torch import nn
 
 from common.eval.extract import extract_features
-from common.training.recipe import Optim
 from common.training.run import Run, fit
 from papers.nmc_continual.baselines import EWC, FineTuning, LinearHead, ScaleAndShift
 from papers.nmc_continual.data import CharacterPretraining, CharacterStream, DigitStream, StreamData
@@ -66,9 +65,10 @@ def pretrained(run: Run, share: float = 1.0) -> SmallResNet:
     steps = round(share * PLANS[run.scale].pretraining_steps)
     L.seed_everything(run.seed, verbose=False)
     encoder = SmallResNet()
+    module = Pretraining(
+        encoder, num_classes=CharacterPretraining.num_classes, warmup_steps=steps // 20, total_steps=steps
+    )
     if steps:
-        optim = Optim(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup=steps // 20, total=steps)
-        module = Pretraining(encoder, num_classes=CharacterPretraining.num_classes, optim=optim)
         fit(module, CharacterPretraining(seed=run.seed), run=run, name="pretraining", max_steps=steps)
     return encoder
 

@@ -5,6 +5,7 @@ label. Labels stay the set's own: the classifier's columns need no order.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
+from common import sources
 from common.errors import EncoreError
-from common.training.loaders import Loaders
-from common.worlds.small_images import small_images
+from common.formats.tables import decode_images, read_table
+from common.training.loaders import train_loader
 from papers.nmc_continual import formats, streams
 from papers.nmc_continual.streams import Stream, StreamBatches
 
@@ -264,6 +266,31 @@ def ink(images: np.ndarray, *, dark_on_light: bool = False) -> Tensor:
     return -values if dark_on_light else values
 
 
+def digits() -> tuple[Tensor, np.ndarray]:
+    """scikit-learn's 1,797 digits, 8x8: needs no file."""
+    from sklearn.datasets import load_digits
+
+    content = load_digits()
+    return ink((content.images * 15.9375).astype(np.uint8)), content.target.astype(np.int64)
+
+
+@cache
+def mnist(split: str) -> tuple[Tensor, np.ndarray]:
+    """The named source mnist: 1,000 training images a digit, all 10,000 test images."""
+    table = read_table(sources.locate("mnist")[f"{split}.parquet"], ["image", "label"])
+    return ink(decode_images(table["image"], "L")), np.array(table["label"])
+
+
+@cache
+def omniglot(part: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """The named source omniglot, 'background' (964 characters) or 'evaluation' (659 others, of 20 other alphabets):
+    images, characters and drawers (1-20).
+    """
+    table = read_table(sources.locate("omniglot")[f"{part}.parquet"], ["image", "label", "drawer"])
+    images = ink(decode_images(table["image"], "L"), dark_on_light=True)
+    return images, np.array(table["label"]), np.array(table["drawer"])
+
+
 class DigitStream(StreamData):
     """5 tasks of 2 digits whose order the seed decides: "mnist" (28x28), or scikit-learn's "digits" (8x8).
 
@@ -275,11 +302,21 @@ class DigitStream(StreamData):
         self.source, self.per_class = source, per_class
 
     def load(self) -> tuple[Labelled, Labelled, Stream]:
-        splits = zip(("train", "test"), self.per_class)
-        parts = [small_images(self.source, split, per_class=count) for split, count in splits]
-        train, test = (TensorImages(ink(part.images), part.labels) for part in parts)
+        if self.source == "digits":
+            images, labels = digits()
+            held_out = np.arange(len(labels)) % 4 == 0
+            parts = [(images[~held_out], labels[~held_out]), (images[held_out], labels[held_out])]
+        else:
+            parts = [mnist("train"), mnist("test")]
+        train, test = (_first(*part, count) for part, count in zip(parts, self.per_class))
         order = np.random.default_rng(self.seed).permutation(10).tolist()
         return train, test, streams.class_incremental(train.labels, test.labels, order, 2)
+
+
+def _first(images: Tensor, labels: np.ndarray, count: int) -> TensorImages:
+    """The first `count` images of every class."""
+    kept = np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels)])
+    return TensorImages(images[kept], labels[kept])
 
 
 class CharacterStream(StreamData):
@@ -292,8 +329,7 @@ class CharacterStream(StreamData):
         self.num_tasks, self.classes_a_task = num_tasks, classes_a_task
 
     def load(self) -> tuple[Labelled, Labelled, Stream]:
-        found = small_images("omniglot", "evaluation")
-        images, characters, drawers = ink(found.images, dark_on_light=True), found.labels, found.columns["drawer"]
+        images, characters, drawers = omniglot("evaluation")
         drawn = np.random.default_rng(self.seed).permutation(1 + int(characters.max()))
         chosen = drawn[: self.num_tasks * self.classes_a_task]
         columns = np.full(len(drawn), -1)
@@ -309,16 +345,20 @@ class CharacterStream(StreamData):
         )
 
 
-class CharacterPretraining(Loaders):
+class CharacterPretraining(L.LightningDataModule):
     """Labelled images for pre-training: Omniglot's 964 background characters, 20 drawings each."""
 
     num_classes = 964
-    collate = staticmethod(collate)
 
     def __init__(self, *, batch_size: int = 64, seed: int = 0) -> None:
-        super().__init__(batch_size=batch_size, seed=seed)
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.train_set: TensorImages
 
     def setup(self, stage: str = "fit") -> None:
-        if self.train is None:
-            found = small_images("omniglot", "background")
-            self.train = TensorImages(ink(found.images, dark_on_light=True), found.labels)
+        if not hasattr(self, "train_set"):
+            images, labels, _ = omniglot("background")
+            self.train_set = TensorImages(images, labels)
+
+    def train_dataloader(self) -> DataLoader:
+        return train_loader(self.train_set, self.batch_size, seed=self.seed, trainer=self.trainer, collate_fn=collate)

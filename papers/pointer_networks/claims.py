@@ -5,12 +5,13 @@ state one).
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import lightning as L
 from torch import Tensor
 
 from common.training.loaders import train_loader
-from common.training.run import Run, fit
+from common.training.run import Run, sizes, train_on
 from papers.pointer_networks.data import SolvedSets, as_is
 from papers.pointer_networks.geometry import tour_length
 from papers.pointer_networks.inference import decode
@@ -37,33 +38,43 @@ def train(
     run: Run,
     recipe: Recipe,
     problem: Problem,
-    sizes: tuple[int, int],
+    points: tuple[int, int],
     architecture: Architecture = "pointer",
     hidden_dim: int | None = None,
 ) -> Seq2Seq:
-    """A model trained with Adam, warm-up and cosine decay, gradients clipped at 2.0; run.seed seeds weights and data
-    alike.
+    """A model trained with Adam, warm-up and cosine decay, gradients clipped at 2.0, on sets of `points` (least, most);
+    run.seed seeds weights and data alike.
     """
+    run.settings(architecture=architecture, problem=problem, points=points)
     L.seed_everything(run.seed, verbose=False)
     module = PointerNetworks(
         architecture=architecture,
         hidden_dim=hidden_dim or recipe.hidden_dim,
-        num_points=None if architecture == "pointer" else sizes[1],
+        num_points=None if architecture == "pointer" else points[1],
         optimizer="adam",
         lr=recipe.lr,
         decay="cosine",
         warmup=min(100, recipe.steps // 10),
         total_steps=recipe.steps,
     )
-    sets = SolvedSets(problem, *sizes)
-    fit(
+    sets = SolvedSets(problem, *points)
+    run.split("train", first_sets(run, recipe, sets))
+    train_on(
+        run,
         module,
-        lambda trainer: train_loader(sets, recipe.batch_size, seed=run.seed, collate_fn=as_is, trainer=trainer),
-        run=run,
-        max_steps=recipe.steps,
+        sets,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        collate=as_is,
         gradient_clip_val=2.0,
     )
     return module.model
+
+
+def first_sets(run: Run, recipe: Recipe, sets: SolvedSets, batches: int = 8) -> list[Tensor]:
+    """The points of the first training batches, which stand for an endless supply."""
+    loader = train_loader(sets, recipe.batch_size, seed=run.seed, collate_fn=as_is)
+    return [one for batch in islice(loader, batches) for one in batch.points]
 
 
 def outputs_of(model: Seq2Seq, points: Tensor, problem: Problem, *, constrained: bool = False) -> Outputs:
@@ -75,17 +86,19 @@ def outputs_of(model: Seq2Seq, points: Tensor, problem: Problem, *, constrained:
     ]
 
 
-def hulls(model: Seq2Seq, n: int, count: int) -> dict[str, float]:
+def hulls(run: Run, model: Seq2Seq, n: int, count: int) -> dict[str, float]:
     """hull_scores over `count` test sets of n points."""
     points, labels = held_out("hull", count, n)
+    run.split(f"test:{n}", points)
     return hull_scores(points, labels, outputs_of(model, points, "hull"))
 
 
-def tours(model: Seq2Seq, n: int, count: int) -> dict[str, float]:
+def tours(run: Run, model: Seq2Seq, n: int, count: int) -> dict[str, float]:
     """length and excess over the optimum (%) with decoding constrained to tours, and how often free decoding gives
     none (%).
     """
     points, labels = held_out("tsp", count, n)
+    run.split(f"test:{n}", points)
     best = float(tour_length(points, labels).mean())
     length = tsp_scores(points, outputs_of(model, points, "tsp", constrained=True))["length"]
     free = tsp_scores(points, outputs_of(model, points, "tsp"))
@@ -109,12 +122,12 @@ def hull_architectures(run: Run) -> dict[str, float]:
     The plain LSTM has no attention weights, so its hidden size is 9/8 of the others': as many parameters as Ptr-Net.
     The blending baseline keeps the common hidden size and has about 40 % more parameters than Ptr-Net.
     """
-    recipe = HULL[run.scale]
+    recipe = sizes(run, **HULL)
     architectures: dict[str, Architecture] = {"pointer": "pointer", "attention": "attention", "lstm": "lstm"}
     architecture = architectures[run.arm]
     hidden_dim = recipe.hidden_dim * 9 // 8 if architecture == "lstm" else recipe.hidden_dim
     model = train(run, recipe, "hull", (10, 10), architecture, hidden_dim)
-    return hulls(model, 10, recipe.test) | {"parameters": float(sum(p.numel() for p in model.parameters()))}
+    return hulls(run, model, 10, recipe.test) | {"parameters": float(sum(p.numel() for p in model.parameters()))}
 
 
 ANY_LENGTH = {
@@ -126,11 +139,11 @@ ANY_LENGTH = {
 
 def any_length(run: Run) -> dict[str, float]:
     """Claim 2: one Ptr-Net trained on hulls of 5..12 points, tested inside and up to twice beyond that range."""
-    recipe = ANY_LENGTH[run.scale]
+    recipe = sizes(run, **ANY_LENGTH)
     model = train(run, recipe, "hull", (5, 12))
     scores: dict[str, float] = {}
     for n in (5, 10, 12, 16, 24):
-        scores |= numbered(hulls(model, n, recipe.test), n)
+        scores |= numbered(hulls(run, model, n, recipe.test), n)
     return scores
 
 
@@ -146,9 +159,9 @@ def tour_constraint(run: Run) -> dict[str, float]:
 
     The paper trains on up to 20 and tests on 20, 30 and 40: 1, 1.5 and 2 times the longest training set.
     """
-    recipe = TOURS[run.scale]
+    recipe = sizes(run, **TOURS)
     model = train(run, recipe, "tsp", (4, 5))
     scores: dict[str, float] = {}
     for n in (5, 8, 10):
-        scores |= numbered(tours(model, n, recipe.test), n)
+        scores |= numbered(tours(run, model, n, recipe.test), n)
     return scores

@@ -24,7 +24,7 @@ def hull_5_50(run: Run) -> dict[str, float]:
     model = train(run, recipe, "hull", (5, 50))
     scores: dict[str, float] = {}
     for n in (5, 10, 50, 100, 200, 500):
-        scores |= numbered(hulls(model, n, recipe.test if n <= 50 else recipe.test // 5), n)
+        scores |= numbered(hulls(run, model, n, recipe.test if n <= 50 else recipe.test // 5), n)
     return scores
 
 
@@ -32,7 +32,7 @@ def hull_lstm(run: Run) -> dict[str, float]:
     """Table 1, the plain LSTM at n = 5 and n = 10 (arms lstm_5 and lstm_10)."""
     n = int(run.arm.removeprefix("lstm_"))
     recipe = Recipe(hidden_dim=128, steps=3000, test=2000) if run.scale != "smoke" else SMOKE
-    return hulls(train(run, recipe, "hull", (n, n), "lstm"), n, recipe.test)
+    return hulls(run, train(run, recipe, "hull", (n, n), "lstm"), n, recipe.test)
 
 
 def triangulations(run: Run) -> dict[str, float]:
@@ -47,7 +47,7 @@ def tours_5_10(run: Run) -> dict[str, float]:
     """Table 2, tours of 5 and 10 cities by a Ptr-Net trained on optimal tours of 5 to 10 (the paper: 5 to 20)."""
     recipe = Recipe(hidden_dim=128, steps=4000, test=2000) if run.scale != "smoke" else SMOKE
     model = train(run, recipe, "tsp", (5, 10))
-    return numbered(tours(model, 5, recipe.test), 5) | numbered(tours(model, 10, recipe.test), 10)
+    return numbered(tours(run, model, 5, recipe.test), 5) | numbered(tours(run, model, 10, recipe.test), 10)
 
 
 def solver_lengths(run: Run) -> dict[str, float]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from common.eval.zero_shot import classify
 from common.fast.flops import multiply_adds
-from common.training.run import Run, fit
+from common.training.run import Run, fit, sizes
 from papers.clip.data import SmallData
 from papers.clip.model import CLIP, TextTransformer, small_image_tower
 from papers.clip.zero_shot import zero_shot_classifier
@@ -61,22 +61,23 @@ def on_emoji(run: Run) -> dict[str, float]:
     if run.scale == "smoke":
         return on_shapes(run)
     data = pretraining_data("emoji", run.seed)
-    plan = PLANS[run.scale]
+    plan = sizes(run, **PLANS)
     return _base_to_new(run, plan, data, lambda seed: EmojiTask(seed=seed, backbone_seed=run.seed, shots=plan.shots))
 
 
 def on_shapes(run: Run) -> dict[str, float]:
     """Colour and shape under pixel noise that pre-training does not have."""
-    plan = SHAPES_PLANS[run.scale]
+    plan = sizes(run, **SHAPES_PLANS)
     data = pretraining_data("shapes", run.seed, plan.size)
-    sizes = {"backbone_seed": run.seed, "shots": plan.shots, "pretraining_size": plan.size, "test_each": plan.test_each}
-    return _base_to_new(run, plan, data, lambda seed: ShapesTask(seed=seed, **sizes))
+    task = {"backbone_seed": run.seed, "shots": plan.shots, "pretraining_size": plan.size, "test_each": plan.test_each}
+    return _base_to_new(run, plan, data, lambda seed: ShapesTask(seed=seed, **task))
 
 
 def _base_to_new(run: Run, plan: Plan, data: SmallData, make_task: Callable[[int], SmallTask]) -> dict[str, float]:
     """Base and New accuracy (%) and harmonic mean of the hand-written and of every learned prompt, and the cost of the
     pre-training in 10^9 multiply-adds (a backward pass counts as two forward passes).
     """
+    run.split("train", data.train.images)
     clip = pretrain(run, data, plan.steps)
     batch = data.train.__getitems__(list(range(data.batch_size)))
     metrics = {"backbone_multiply_adds_g": 3e-9 * plan.steps * multiply_adds(clip, batch["image"], batch["tokens"])}
@@ -85,6 +86,8 @@ def _base_to_new(run: Run, plan: Plan, data: SmallData, make_task: Callable[[int
         seed = 100 * run.seed + draw
         task = make_task(seed)
         task.setup("fit")
+        run.split(f"train:{draw}", task.train.images)
+        run.split(f"test:{draw}", torch.cat([part.images for part in task.tests.values()]))
         task.cache(clip)
         found = {"zero_shot": _zero_shot(clip, task)}
         for kind, arguments in KINDS.items():
@@ -131,9 +134,9 @@ def step_time(run: Run) -> dict[str, float]:
     Steps of the two follow each other in turn and their medians are compared, so that a busy machine slows both. Image
     features are given: with the image tower's share in both, the ratio would be nearer to 1.
     """
-    dim, rounds, length = (512, 8, 12) if run.scale != "smoke" else (64, 3, 8)
+    dim, depth, rounds, length = sizes(run, smoke=(64, 1, 3, 8), cpu=(512, 12, 8, 12))
     L.seed_everything(run.seed, verbose=False)
-    text = TextTransformer(dim=dim, embed_dim=dim, vocab_size=1000, depth=12 if run.scale != "smoke" else 1)
+    text = TextTransformer(dim=dim, embed_dim=dim, vocab_size=1000, depth=depth)
     clip = CLIP(small_image_tower(dim), text)
     tokens = torch.randint(1, 998, (5, length))
     tokens[:, -1] = 999

@@ -6,9 +6,10 @@ every tube 1/N) turns each branch's scores into assignments, and each branch pre
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from common.losses.transport import sinkhorn
 
 MIN_EPS = 0.025
 """Cosines span 2, and exp(-2 / eps) must not underflow in float32, or a prototype could lose all its mass."""
@@ -34,29 +35,6 @@ class Prototypes(nn.Module):
         weight = self.weight.detach() if detach else self.weight
         with torch.autocast(x.device.type, enabled=False):
             return F.normalize(x.float(), dim=-1) @ weight.float().T
-
-
-def _over_ranks(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """x reduced in place over all processes; x itself when there is one process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(x, op=op)
-    return x
-
-
-@torch.no_grad()
-def sinkhorn(scores: Tensor, *, eps: float, iterations: int = 10) -> Tensor:
-    """Soft assignments (N, K) float32 of this process's N tubes, given scores (N, K) against the prototypes.
-
-    Starts from exp(scores / eps) and in turns gives every prototype the same mass, over the tubes of all processes, and
-    every tube the same mass. The tubes come last: rows sum to 1 always, columns over all processes to N_all / K at
-    convergence. Constant factors of the marginals cancel, so they are left out.
-    """
-    logits = scores.float() / eps
-    q = (logits - _over_ranks(logits.max(), dist.ReduceOp.MAX)).exp()
-    for _ in range(iterations):
-        q /= _over_ranks(q.sum(0))
-        q /= q.sum(1, keepdim=True)
-    return q
 
 
 def assign(scores: Tensor, *, eps: float, iterations: int = 10, hard: bool = True) -> Tensor:

@@ -14,24 +14,24 @@ from torch import Tensor
 
 from common.eval.linear_probe import logistic_probe
 from common.fast.flops import multiply_adds
-from common.training.run import Run, fit
-from common.worlds.moving_digits import DIRECTIONS
+from common.training.recipe import Optim
+from common.training.run import Run, fit, hand_over
+from common.worlds.moving_digits import DIRECTIONS, STD, DigitClips
 from papers.sigma.collapse import effective_rank, spread, usage_entropy
 from papers.sigma.model import SIGMA, sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining
-from papers.videomae_v2.data import DIGITS_STD, Digits, DigitsPretraining
+from papers.videomae_v2.data import DigitsPretraining
 from papers.videomae_v2.masking import DualMasking
-from papers.videomae_v2.model import (
-    VideoMAE,
-    encoder_weights,
-    pretrain_videomae_tiny_patch8_32,
-    true_indices,
-    vit_tiny_patch8_32,
-)
+from papers.videomae_v2.model import VideoMAE, pretrain_videomae_tiny_patch8_32, true_indices, vit_tiny_patch8_32
 from papers.videomae_v2.module import Pretraining as PixelPretraining
 
-OPTIONS: dict[str, Any] = {"lr": 2e-3, "warmup": 0.1, "std": DIGITS_STD}
-HELD_OUT_SEED = 999
+OTHER_SEED = 999  # of the batch and masks on which collapse is measured
+
+
+def adamw(steps: int) -> Optim:
+    """The optimizer of all arms: a rate of 2e-3 that warms up over a tenth of `steps` and falls to 0."""
+    shape: Any = {"schedule": "cosine", "warmup": int(0.1 * steps), "no_decay": ("mask_token",)}
+    return Optim(2e-3, weight_decay=0.05, betas=(0.9, 0.95), **shape)
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,22 @@ PLANS = {
 
 
 def collapse(run: Run) -> dict[str, float]:
-    """Claim 1, arms sinkhorn, l2, soft: how far the target features x_phi have collapsed on held-out clips."""
+    """Claim 1, arms sinkhorn, l2, soft: how far the target features x_phi have collapsed, on a batch of training clips
+    under other masks than it was trained with."""
     plan = PLANS[run.scale]
     model, module = sigma(run)
-    fit(module, clips(plan, run.seed), run=run, name="pretraining", max_steps=plan.steps)
-    held_out = next(iter(clips(plan, HELD_OUT_SEED).train_dataloader()))
+    pretrain(run, plan, module, plan.steps)
+    batch = next(iter(clips(plan, OTHER_SEED).train_dataloader()))
     with torch.no_grad():
-        x_phi, x_psi = module.features(held_out)
-        loss, _ = module.loss(x_phi, x_psi)
+        x_phi, x_psi = module.features(batch)
+        loss = module.feature_loss(x_phi, x_psi)["loss"]
         codes = model.prototypes(x_phi, detach=True).argmax(1)
     return {
         "effective_rank": effective_rank(x_phi),
         "target_spread": float(spread(x_phi)),
         "nearest_usage_entropy": float(usage_entropy(codes, len(model.prototypes.weight))),
         "loss": float(loss),
-    } | probe(model.video, plan, run.seed)
+    } | probe(run, model.video, plan)
 
 
 def features(run: Run) -> dict[str, float]:
@@ -75,16 +76,15 @@ def features(run: Run) -> dict[str, float]:
     plan = PLANS[run.scale]
     if run.arm == "sinkhorn":
         model, module = sigma(run)
-        fit(module, clips(plan, run.seed), run=run, name="pretraining", max_steps=plan.steps)
-        return {"steps": float(plan.steps)} | probe(model.video, plan, run.seed)
+        pretrain(run, plan, module, plan.steps)
+        return {"steps": float(plan.steps)} | probe(run, model.video, plan)
     L.seed_everything(run.seed, verbose=False)
     video = pretrain_videomae_tiny_patch8_32()
     steps = 0
     if run.arm == "pixels":
         steps = round(plan.steps * clip_cost(sigma_tiny_patch8_32()) / clip_cost(video))
-        pixels = PixelPretraining(video, **OPTIONS)
-        fit(pixels, clips(plan, run.seed), run=run, name="pretraining", max_steps=steps)
-    return {"steps": float(steps)} | probe(video, plan, run.seed)
+        pretrain(run, plan, PixelPretraining(video, adamw(steps), std=STD), steps)
+    return {"steps": float(steps)} | probe(run, video, plan)
 
 
 def sigma(run: Run) -> tuple[SIGMA, Pretraining]:
@@ -93,7 +93,16 @@ def sigma(run: Run) -> tuple[SIGMA, Pretraining]:
     model = sigma_tiny_patch8_32()
     objective: Any = "l2" if run.arm == "l2" else "sinkhorn"
     assignment: Any = "soft" if run.arm == "soft" else "hard"
-    return model, Pretraining(model, objective=objective, assignment=assignment, **OPTIONS)
+    run.settings(objective=objective, assignment=assignment)
+    optim = adamw(PLANS[run.scale].steps)
+    return model, Pretraining(model, optim, objective=objective, assignment=assignment, std=STD)
+
+
+def pretrain(run: Run, plan: Plan, module: Pretraining | PixelPretraining, steps: int) -> None:
+    """Train in place on moving digits."""
+    data = clips(plan, run.seed)
+    run.split("train:unlabelled", data.train)
+    fit(module, data, run=run, name="pretraining", max_steps=steps)
 
 
 def clips(plan: Plan, seed: int) -> DigitsPretraining:
@@ -115,14 +124,14 @@ def clip_cost(model: SIGMA | VideoMAE) -> int:
     return cost
 
 
-def probe(video: VideoMAE, plan: Plan, seed: int) -> dict[str, float]:
+def probe(run: Run, video: VideoMAE, plan: Plan) -> dict[str, float]:
     """Accuracy of logistic regression on frozen features (mean over all tubes, LayerNorm): the digit's glyph, 10
     classes, and its direction, 8. Test clips show digits drawn by other hands."""
-    encoder = vit_tiny_patch8_32(num_classes=len(DIRECTIONS))
-    encoder.load_state_dict(encoder_weights(video.state_dict()), strict=False)
-    encoder.eval()
-    train, labels = embed(encoder.features, Digits("train", plan.probe_clips, seed=1 + seed))
-    test, truth = embed(encoder.features, Digits("test", plan.test_clips))
+    encoder = vit_tiny_patch8_32(num_classes=len(DIRECTIONS)).eval()
+    hand_over(video, encoder, fresh=("fc_norm", "head"))
+    labelled = run.split("train:labelled", DigitClips("train", plan.probe_clips, seed=1 + run.seed))
+    train, labels = embed(encoder.features, labelled)
+    test, truth = embed(encoder.features, run.split("test", DigitClips("test", plan.test_clips)))
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     return {
@@ -132,7 +141,7 @@ def probe(video: VideoMAE, plan: Plan, seed: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def embed(encode: Any, data: Digits) -> tuple[Tensor, dict[str, Tensor]]:
+def embed(encode: Any, data: DigitClips) -> tuple[Tensor, dict[str, Tensor]]:
     """Features (N, D) of all clips, and their labels glyph and direction (N,)."""
     video = torch.cat([data[i]["video"] for i in range(len(data))])
     found = torch.cat([encode(part) for part in video.split(250)])

@@ -1,30 +1,27 @@
 """Data: videos in the authors' list format, and clips with object masks (DAVIS, YouTube-VOS).
 
-Randomness (frames, crops, masks) comes from torch's global generator, which the training loader seeds per batch.
 Labelled videos and moving digits come from VideoMAE V2's data modules.
 """
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import EncoreError
-from papers.videomae_v2.data import OnBad, UnlabelledVideos, standardise
-from papers.videomae_v2.video_lists import Entry, read_label_list, require_frames, segments
-
-Sample = dict[str, Tensor]
+from common.formats.video_clips import Entry, Sample, count_frames, indices, read_labelled, standardise
+from common.training.loaders import Loaders
+from papers.videomae_v2.data import UnlabelledVideos
 
 
 def read_video_list(path: str | Path, root: str | Path = "") -> list[Entry]:
     """`video label` lines; the label is not used, and a name without extension means an .mp4 file."""
-    entries = read_label_list(path, root)
+    entries = read_labelled(path, root)
     folders = [entry for entry in entries if entry.frames >= 0]
     if folders:
         raise EncoreError(f"{path}: {folders[0].path} is listed as a frame folder; this list takes video files")
@@ -39,38 +36,8 @@ class PretrainingVideos(UnlabelledVideos):
 
     read_list = staticmethod(read_video_list)
 
-    def __init__(
-        self,
-        train_list: str,
-        *,
-        root: str = "",
-        batch_size: int = 32,
-        num_frames: int = 16,
-        stride: int = 4,
-        image_size: int = 224,
-        patch_size: int = 16,
-        tubelet_size: int = 2,
-        mask_ratio: float = 0.9,
-        on_bad: OnBad = "skip",
-        num_workers: int = 10,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            train_list,
-            root=root,
-            batch_size=batch_size,
-            repeats=1,
-            num_frames=num_frames,
-            stride=stride,
-            image_size=image_size,
-            patch_size=patch_size,
-            tubelet_size=tubelet_size,
-            encoder_ratio=mask_ratio,
-            decoder="none",
-            on_bad=on_bad,
-            num_workers=num_workers,
-            seed=seed,
-        )
+    def __init__(self, train_list: str, *, mask_ratio: float = 0.9, **options: Any) -> None:
+        super().__init__(train_list, repeats=1, encoder_ratio=mask_ratio, decoder="none", **options)
 
 
 def open_image(path: Path, mode: str | None = None) -> np.ndarray:
@@ -98,9 +65,8 @@ class ObjectClips(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name = self.sequences[index]
         files = sorted((self.masks / name).glob("*.png"))
-        require_frames(Entry(self.masks / name, 0, len(files)), len(files), self.num_frames)
-        middle = len(files) // self.num_frames // 2
-        chosen = [files[i] for i in segments(len(files), self.num_frames, [middle] * self.num_frames)]
+        count_frames(Entry(self.masks / name, 0, len(files)), at_least=self.num_frames)
+        chosen = [files[i] for i in indices("segments", self.num_frames, len(files))]
         frames = [open_image(self.images / name / f"{file.stem}.jpg", "RGB") for file in chosen]
         objects = [open_image(file) for file in chosen]
         clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
@@ -114,7 +80,7 @@ class ObjectClips(Dataset[Sample]):
         }
 
 
-class ObjectVideos(L.LightningDataModule):
+class ObjectVideos(Loaders):
     """DAVIS or YouTube-VOS: root/images/<sequence>/<frame>.jpg, root/masks/<sequence>/<frame>.png with object numbers.
 
     sequences: file below root with one name a line (DAVIS: ImageSets/2017/val.txt). For `test` only.
@@ -132,7 +98,7 @@ class ObjectVideos(L.LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
         path = Path(root, sequences)
         try:
             names = path.read_text(encoding="utf-8").split()
@@ -140,8 +106,4 @@ class ObjectVideos(L.LightningDataModule):
             raise EncoreError(f"{path}: the list of sequences cannot be read ({error})") from error
         if not names:
             raise EncoreError(f"{path}: names no sequence")
-        self.dataset = ObjectClips(Path(root), images, masks, names, num_frames, image_size)
-        self.batch_size, self.num_workers = batch_size, num_workers
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.dataset, self.batch_size, num_workers=self.num_workers)
+        self.test = ObjectClips(Path(root), images, masks, names, num_frames, image_size)

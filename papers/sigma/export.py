@@ -5,7 +5,6 @@ from typing import Self
 from torch import nn
 
 from common.errors import EncoreError
-from common.interop import check_and_load
 from common.interop.checkpoint import Checkpoint
 from papers.sigma.model import SIGMA
 from papers.videomae_v2.export import VideoMAEEncoder
@@ -17,12 +16,13 @@ class SIGMAEncoder(VideoMAEEncoder):
     Only the encoder is of use: the decoder in the directory ends in a head of zeros.
     """
 
+    within = "papers.sigma.model"
+
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        model = checkpoint.built("model", "papers.sigma.model")
+        model = super().from_checkpoint(checkpoint).model
         if not isinstance(model, SIGMA):
             raise EncoreError(f"{checkpoint.path}: holds a {type(model).__name__}, not a SIGMA in pre-training")
-        check_and_load(model, checkpoint.part("model."), checkpoint.path)
         video, embed = model.video, model.video.encoder.embed
         pixels = embed.proj.in_channels * embed.tubelet_size[0] * embed.tubelet_size[1] ** 2
         video.decoder.head = nn.Linear(video.decoder.head.in_features, pixels)

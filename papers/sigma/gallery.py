@@ -10,11 +10,12 @@ from torch import Tensor
 
 from common.gallery import Gallery, Pictures, film
 from common.training.run import Run, fit
+from common.worlds.moving_digits import MEAN, STD, DigitClips
 from papers.sigma.assignment import assign
-from papers.sigma.claims import OPTIONS
+from papers.sigma.claims import adamw
 from papers.sigma.model import sigma_tiny_patch8_32
 from papers.sigma.module import Pretraining
-from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits, DigitsPretraining
+from papers.videomae_v2.data import DigitsPretraining
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import Grid
 
@@ -26,16 +27,16 @@ TINT = 0.6  # share of the prototype's colour in a hidden pixel
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """Clips of the test digits: as they are, with the prototypes that phi is assigned, and with those Psi predicts."""
     L.seed_everything(seed, verbose=False)
-    module = Pretraining(sigma_tiny_patch8_32(), **OPTIONS)
+    module = Pretraining(sigma_tiny_patch8_32(), adamw(STEPS), std=STD)
     data = DigitsPretraining(train_clips=CLIPS, batch_size=BATCH, decoder="none", seed=seed)
     fit(module, data, run=Run("sigma", "gallery", "sinkhorn", seed, "cpu", folder), max_steps=STEPS)
-    clips = Digits("test", ASSIGNED)
+    clips = DigitClips("test", ASSIGNED)
     video = torch.cat([clips[index]["video"] for index in range(ASSIGNED)])
     L.seed_everything(seed, verbose=False)
     grid = module.model.video.encoder.grid
     hidden, _ = DualMasking(grid, encoder_ratio=0.75, decoder="none")(ASSIGNED)
     targets, predicted = codes(module, video, hidden)
-    frames = (video[:, 0] * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1)
+    frames = (video[:, 0] * STD[0] + MEAN[0]).clamp(0, 1)
     items = [_item(frames[i], hidden[i], targets[i], predicted[i], grid, i) for i in range(SHOWN)]
     trained = (
         f"A tiny SIGMA (8 frames of 32 x 32, tubes of 2 x 8 x 8, a trained MLP as projection network, "

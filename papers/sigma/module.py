@@ -1,21 +1,21 @@
 """SIGMA's pre-training: video model and projection network predict each other's prototype assignments."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import EncoreError
+from common.formats.video_clips import IMAGENET_STD
 from common.layers.attention import take_tokens
-from common.training.optim import adamw, schedule
+from common.training.recipe import Optim, Recipe
 from papers.sigma.assignment import MIN_EPS, assign, symmetric_loss
 from papers.sigma.collapse import spread, usage_entropy
 from papers.sigma.interop import load_dino
 from papers.sigma.model import DINO, SIGMA
 from papers.videomae_v2.model import true_indices
-from papers.videomae_v2.module import IMAGENET_STD, cube_targets, log_skipped
+from papers.videomae_v2.module import cube_targets, log_skipped
 
 
 def standardise_channels(features: Tensor) -> Tensor:
@@ -24,25 +24,21 @@ def standardise_channels(features: Tensor) -> Tensor:
     return (features - mean) / (variance.sqrt() + 1e-6)
 
 
-class Pretraining(L.LightningModule):
+class Pretraining(Recipe):
     """Batches: video (B, C, T, H, W), hidden (B, N) bool, the same number M of True in each row; [skipped].
 
     objective: "sinkhorn" is the method; "l2" is the ablation that regresses x_phi and collapses when phi is trained.
     assignment: "hard" targets, the most likely prototype, as in the released code; "soft" ones as in the paper.
-    dino_weights: a hub directory or official .pth for a DINO phi, which needs one. lr and min_lr are the ones reached
-    (the public scripts scale theirs by clips a step / 256); warmup is a share of all steps. std: of the input's
-    standardisation, undone before the MLP's pixels are normalised.
+    dino_weights: a hub directory or official .pth for a DINO phi, which needs one. The rates in `optim` are the ones
+    reached (the public scripts scale theirs by clips a step / 256). std: of the input's standardisation, undone before
+    the MLP's pixels are normalised.
     """
 
     def __init__(
         self,
         model: SIGMA,
+        optim: Optim,
         *,
-        lr: float,
-        min_lr: float = 0.0,
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.95),
-        warmup: float = 0.05,
         objective: Literal["sinkhorn", "l2"] = "sinkhorn",
         assignment: Literal["hard", "soft"] = "hard",
         eps: float = 0.05,
@@ -51,13 +47,12 @@ class Pretraining(L.LightningModule):
         dino_weights: str | None = None,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
-        super().__init__()
+        super().__init__(optim)
         if eps < MIN_EPS:
             raise EncoreError(f"eps {eps}: exp(cosine / eps) leaves float32's range; take at least {MIN_EPS}")
         if isinstance(model.phi, DINO) != (dino_weights is not None):
             raise EncoreError("dino_weights belongs to a DINO target: give it for one, and for no other")
         self.model = model
-        self.lr, self.min_lr, self.weight_decay, self.betas, self.warmup = lr, min_lr, weight_decay, betas, warmup
         self.objective, self.hard = objective, assignment == "hard"
         self.eps, self.iterations, self.temperature = eps, iterations, temperature
         self.std = std
@@ -79,11 +74,14 @@ class Pretraining(L.LightningModule):
         x_psi = self.model.video(batch["video"], batch["hidden"])
         return x_phi.flatten(0, 1), x_psi.flatten(0, 1)
 
-    def loss(self, x_phi: Tensor, x_psi: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.feature_loss(*self.features(batch))
+
+    def feature_loss(self, x_phi: Tensor, x_psi: Tensor) -> dict[str, Tensor]:
         """The loss and what to log beside it, from features (N, D) of the same N tubes."""
-        logged = {"train/target_spread": spread(x_phi)}
+        logged = {"target_spread": spread(x_phi)}
         if self.objective == "l2":
-            return F.mse_loss(x_psi.float(), x_phi.float()), logged
+            return {"loss": F.mse_loss(x_psi.float(), x_phi.float())} | logged
         prototypes = self.model.prototypes
         prototypes.normalise_()
         s_phi, s_psi = prototypes(x_phi, detach=False), prototypes(x_psi, detach=True)
@@ -91,17 +89,9 @@ class Pretraining(L.LightningModule):
             assign(scores, eps=self.eps, iterations=self.iterations, hard=self.hard) for scores in (s_phi, s_psi)
         )
         codes = q_phi if self.hard else q_phi.argmax(1)
-        logged["train/usage_entropy"] = usage_entropy(codes, s_phi.shape[1])
-        return symmetric_loss(s_phi, s_psi, q_phi, q_psi, temperature=self.temperature), logged
+        logged["usage_entropy"] = usage_entropy(codes, s_phi.shape[1])
+        return {"loss": symmetric_loss(s_phi, s_psi, q_phi, q_psi, temperature=self.temperature)} | logged
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss, logged = self.loss(*self.features(batch))
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict(logged)
         log_skipped(self, batch)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, no_decay=("mask_token",))
-        total = int(self.trainer.estimated_stepping_batches)
-        return schedule(optimizer, "cosine", warmup=int(self.warmup * total), total=total, floor=self.min_lr / self.lr)
+        return super().training_step(batch, batch_idx)

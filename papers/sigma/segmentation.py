@@ -1,5 +1,6 @@
 """Unsupervised video object segmentation (benchmark II): K-means on a clip's tube features against its object masks."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -10,7 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from papers.sigma.downstream import load_encoder
+from common.training.run import hand_over
+from papers.sigma.interop import video_weights
 from papers.videomae_v2.model import Grid, VideoEncoder
 
 Matching = Literal["hungarian", "greedy"]
@@ -55,10 +57,11 @@ class Segmentation(L.LightningModule):
     """`test`: mean over clips of the IoU with K = number of labels in the clip (clustering, Hungarian) and K = 10
     (over-clustering, greedy). Batches: video (B, 3, T, H, W), mask (B, T, H, W) int64 with 0 for the background."""
 
-    def __init__(self, encoder: VideoEncoder, *, weights: str, overclusters: int = 10) -> None:
+    def __init__(self, encoder: VideoEncoder, *, weights: str | None = None, overclusters: int = 10) -> None:
         super().__init__()
         self.encoder, self.overclusters = encoder, overclusters
-        load_encoder(encoder, weights)
+        if weights is not None:
+            hand_over(video_weights(Path(weights)), encoder, rename={"encoder.": ""})
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         for features, mask in zip(self.encoder(batch["video"]), batch["mask"]):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from common.gallery import Gallery, Pictures, film
 from common.training.run import Run
+from common.worlds.moving_digits import MEAN, STD, DigitClips
 from papers.videomae_v2.claims import PLANS, pretrain
-from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits
 from papers.videomae_v2.masking import DualMasking
 from papers.videomae_v2.model import VideoMAE, pretrain_videomae_tiny_patch8_32
 
@@ -22,7 +22,7 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
     L.seed_everything(seed, verbose=False)
     model = pretrain_videomae_tiny_patch8_32()
     pretrain(Run("videomae_v2", "gallery", "dual", seed, "cpu", folder), PLAN, model)
-    clips = Digits("test", SHOWN)
+    clips = DigitClips("test", SHOWN)
     L.seed_everything(seed, verbose=False)
     items = [_item(model, clips[index]["video"], index) for index in range(SHOWN)]
     trained = (
@@ -37,7 +37,7 @@ def gallery(folder: Path, seed: int = 0) -> Gallery:
 def _item(model: VideoMAE, video: Tensor, index: int) -> Pictures:
     """video: (1, 1, T, H, W), standardised."""
     hidden, _ = DualMasking(model.encoder.grid, encoder_ratio=0.75, decoder="none")(1)
-    cubes = model.encoder.embed.cubes(video) * DIGITS_STD[0] + DIGITS_MEAN[0]
+    cubes = model.encoder.embed.cubes(video) * STD[0] + MEAN[0]
     variance, average = torch.var_mean(cubes, dim=-1, keepdim=True)
     masked, reconstructed = cubes.clone(), cubes.clone()
     masked[hidden] = 0.5

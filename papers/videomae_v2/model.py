@@ -3,6 +3,7 @@
 Video is (B, C, T, H, W). The grid of cubes is (T/2, H/p, W/p), flattened time-major; N = T' H' W'.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -123,34 +124,15 @@ class VideoMAE(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_dim: int,
-        patch_size: int,
         decoder_dim: int,
         decoder_heads: int,
         decoder_mlp_dim: int,
         decoder_depth: int = 4,
-        num_frames: int = 16,
-        image_size: int = 224,
-        in_channels: int = 3,
-        tubelet_size: int = 2,
+        **encoder: Any,
     ) -> None:
         super().__init__()
-        self.encoder = VideoEncoder(
-            dim=dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            patch_size=patch_size,
-            norm=True,
-            num_frames=num_frames,
-            image_size=image_size,
-            in_channels=in_channels,
-            tubelet_size=tubelet_size,
-        )
-        self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
+        self.encoder = VideoEncoder(norm=True, **encoder)
+        self.encoder_to_decoder = nn.Linear(self.encoder.positions.shape[1], decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.register_buffer("positions", sincos_1d(self.encoder.num_tokens, decoder_dim), persistent=False)
         self.positions: Tensor
@@ -159,7 +141,7 @@ class VideoMAE(nn.Module):
             depth=decoder_depth,
             num_heads=decoder_heads,
             mlp_dim=decoder_mlp_dim,
-            out_dim=tubelet_size * patch_size**2 * in_channels,
+            out_dim=math.prod(self.encoder.embed.tubelet_size) * self.encoder.input_shape[0],
         )
         self.encoder.blocks.apply(_init_xavier)
         self.decoder.apply(_init_xavier)
@@ -190,38 +172,10 @@ class VideoClassifier(nn.Module):
     """The fine-tuning model: encoder without its last norm, mean over cubes, LayerNorm, dropout, linear head."""
 
     def __init__(
-        self,
-        *,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_dim: int,
-        patch_size: int,
-        num_frames: int = 16,
-        image_size: int = 224,
-        in_channels: int = 3,
-        tubelet_size: int = 2,
-        drop_path: float = 0.0,
-        head_dropout: float = 0.0,
-        pretrained_grid: Grid | None = None,
-        head_init_scale: float = 0.001,
+        self, *, num_classes: int, dim: int, head_dropout: float = 0.0, head_init_scale: float = 0.001, **encoder: Any
     ) -> None:
         super().__init__()
-        self.encoder = VideoEncoder(
-            dim=dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            patch_size=patch_size,
-            norm=False,
-            num_frames=num_frames,
-            image_size=image_size,
-            in_channels=in_channels,
-            tubelet_size=tubelet_size,
-            drop_path=drop_path,
-            pretrained_grid=pretrained_grid,
-        )
+        self.encoder = VideoEncoder(dim=dim, norm=False, **encoder)
         self.fc_norm = nn.LayerNorm(dim, eps=EPS)
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(dim, num_classes)
@@ -237,15 +191,6 @@ class VideoClassifier(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, num_classes) logits"""
         return self.head(self.dropout(self.features(video)))
-
-
-def layer_id(name: str, depth: int) -> int:
-    """Layer-decay index of a VideoClassifier parameter: 0 embedding, i + 1 block i, depth + 1 the rest."""
-    if name.startswith("encoder.embed."):
-        return 0
-    if name.startswith("encoder.blocks.layers."):
-        return int(name.split(".")[3]) + 1
-    return depth + 1
 
 
 _PRETRAINING_ONLY = ("encoder_to_decoder.", "mask_token", "decoder.", "encoder.norm.")
@@ -283,22 +228,18 @@ def pretrain_videomae_small_patch16_224() -> VideoMAE:
 
 
 def pretrain_videomae_base_patch16_224() -> VideoMAE:
-    """94,210,944 parameters."""
     return VideoMAE(**_BASE, decoder_dim=384, decoder_heads=6, decoder_mlp_dim=1536)
 
 
 def pretrain_videomae_large_patch16_224() -> VideoMAE:
-    """317,782,016 parameters."""
     return VideoMAE(**_LARGE, decoder_dim=512, decoder_heads=8, decoder_mlp_dim=2048)
 
 
 def pretrain_videomae_huge_patch16_224() -> VideoMAE:
-    """645,659,392 parameters."""
     return VideoMAE(**_HUGE, decoder_dim=512, decoder_heads=8, decoder_mlp_dim=2048)
 
 
 def pretrain_videomae_giant_patch14_224() -> VideoMAE:
-    """1,026,306,560 parameters."""
     return VideoMAE(**_GIANT, decoder_dim=512, decoder_heads=8, decoder_mlp_dim=2234)
 
 
@@ -319,7 +260,6 @@ def vit_huge_patch16_224(num_classes: int, drop_path: float = 0.2, head_dropout:
 
 
 def vit_giant_patch14_224(num_classes: int, drop_path: float = 0.3, head_dropout: float = 0.0) -> VideoClassifier:
-    """1,012,611,142 parameters with the 710 classes of Kinetics-710."""
     return VideoClassifier(**_GIANT, num_classes=num_classes, drop_path=drop_path, head_dropout=head_dropout)
 
 

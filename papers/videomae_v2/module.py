@@ -8,17 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from common.eval.multi_view import average_views
+from common.eval.classification import Classification
+from common.formats.video_clips import IMAGENET_STD
 from common.layers import TransformerLayer, TubeletEmbed
 from common.layers.attention import take_tokens
-from common.training.optim import adamw, schedule
-from papers.videomae_v2.model import VideoClassifier, VideoMAE, layer_id, true_indices
-from papers.videomae_v2.stages import start_from
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from common.training.optim import layer_id
+from common.training.recipe import Optim, Recipe
+from papers.videomae_v2.model import VideoClassifier, VideoMAE, true_indices
+from papers.videomae_v2.stages import stage_weights, start_from
 
 
 def cube_targets(video: Tensor, decoded: Tensor, embed: TubeletEmbed, std: tuple[float, ...]) -> Tensor:
@@ -44,30 +42,24 @@ def dual_masked_loss(prediction: Tensor, target: Tensor, in_loss: Tensor) -> Ten
     return (error * in_loss).sum() / in_loss.sum()
 
 
-class Pretraining(L.LightningModule):
+class Pretraining(Recipe):
     """Stage 1: masked autoencoding. Batches: video (B, C, T, H, W), hidden and decoded (B, N) bool, [skipped].
 
-    lr and min_lr are the ones reached (the public scripts scale theirs by clips a step / 256); warmup is the share of
-    all steps in which the rate rises linearly. std: of the input's standardisation; the target is computed
-    without it. activation_checkpointing recomputes the blocks in the backward pass.
+    The rates in `optim` are the ones reached (the public scripts scale theirs by clips a step / 256). std: of the
+    input's standardisation; the target is computed without it. activation_checkpointing recomputes the blocks in the
+    backward pass.
     """
 
     def __init__(
         self,
         model: VideoMAE,
+        optim: Optim,
         *,
-        lr: float,
-        min_lr: float = 0.0,
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.95),
-        warmup: float = 0.1,
         std: tuple[float, ...] = IMAGENET_STD,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.lr, self.min_lr, self.weight_decay, self.betas, self.warmup = lr, min_lr, weight_decay, betas, warmup
-        self.std = std
+        super().__init__(optim)
+        self.model, self.std = model, std
         if activation_checkpointing:
             checkpoint_blocks(model)
 
@@ -81,18 +73,11 @@ class Pretraining(L.LightningModule):
         return dual_masked_loss(prediction.float(), target.float(), hidden.gather(1, index))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True)
         log_skipped(self, batch)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, no_decay=("mask_token",))
-        total = int(self.trainer.estimated_stepping_batches)
-        return schedule(optimizer, "cosine", warmup=int(self.warmup * total), total=total, floor=self.min_lr / self.lr)
+        return super().training_step(batch, batch_idx)
 
 
-class FineTuning(L.LightningModule):
+class FineTuning(Classification):
     """Stages 2 and 3: supervised post-pre-training on the labelled hybrid set, then the target data set.
 
     Batches: video (B, C, T, H, W), label (B,), [skipped]; for evaluation also index (B,), the video's number, and view
@@ -102,89 +87,34 @@ class FineTuning(L.LightningModule):
     picks this data set's rows of that stage's head (the public label_710to400.json and its like).
     """
 
+    key = "video"
+    read_weights = staticmethod(stage_weights)
+
     def __init__(
         self,
         model: VideoClassifier,
+        optim: Optim,
         *,
-        lr: float,
         weights: str | None = None,
         label_map: str | None = None,
-        min_lr: float = 0.0,
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.999),
-        layer_decay: float = 0.75,
-        warmup: float = 0.1,
         label_smoothing: float = 0.1,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.lr, self.min_lr, self.weight_decay, self.betas = lr, min_lr, weight_decay, betas
-        self.layer_decay, self.warmup, self.label_smoothing = layer_decay, warmup, label_smoothing
         if weights is not None:
-            start_from(model, Path(weights), label_map=None if label_map is None else Path(label_map))
-        classes = model.head.out_features
-        mixes: list[v2.Transform] = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
-        mixes += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
-        self.mix = v2.RandomChoice(mixes) if mixes else None
-        self.scores: list[tuple[Tensor, ...]] = []
+            start_from(model, self.read_weights(Path(weights)), weights, label_map=label_map and Path(label_map))
+        mixing: Any = {"label_smoothing": label_smoothing, "mixup": mixup, "cutmix": cutmix}
+        super().__init__(model, optim, num_classes=model.head.out_features, **mixing)
         if activation_checkpointing:
             checkpoint_blocks(model)
 
+    def layer_id(self, name: str) -> int:
+        return layer_id(name, len(self.model.encoder.blocks), last=("fc_norm.", "head."))
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        video, label = batch["video"], batch["label"]
-        if self.mix is not None:
-            video, label = self.mix(tv_tensors.Video(video), label)
-            video = video.as_subclass(Tensor)
-        loss = F.cross_entropy(self.model(video).float(), label, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True)
         log_skipped(self, batch)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        views = batch.get("view", torch.zeros_like(batch["index"]))
-        self.scores.append((self.model(batch["video"]).float(), batch["label"], batch["index"], views))
-
-    def on_validation_epoch_end(self) -> None:
-        logits, label, index, view = (torch.cat(parts) for parts in zip(*self.scores))
-        self.scores.clear()
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [self.all_gather(x) for x in (logits, label, index, view)]
-            logits, label, index, view = (x.flatten(0, 1) for x in gathered)
-        for name, value in multi_view_accuracy(logits, label, index, view).items():
-            self.log(f"val/{name}", value, prog_bar=name == "top1")
-
-    test_step = validation_step
-
-    def on_test_epoch_end(self) -> None:
-        self.on_validation_epoch_end()
-
-    def configure_optimizers(self) -> Any:
-        depth = len(self.model.encoder.blocks)
-        optimizer = adamw(
-            self,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            layer_decay=self.layer_decay,
-            layer_id=lambda name: layer_id(name.removeprefix("model."), depth),
-        )
-        total = int(self.trainer.estimated_stepping_batches)
-        return schedule(optimizer, "cosine", warmup=int(self.warmup * total), total=total, floor=self.min_lr / self.lr)
-
-
-def multi_view_accuracy(logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> dict[str, float]:
-    """top1 and top5 in percent after averaging the softmax scores of each video's views (5 clips x 3 crops: Sec. 4).
-
-    logits: (V, classes); label, index (video number), view: (V,). A view that occurs twice counts once.
-    """
-    scores, ids = average_views(logits, index, view)
-    truth = torch.zeros_like(ids)
-    truth[torch.searchsorted(ids, index)] = label
-    ranked = scores.topk(min(5, scores.shape[1])).indices == truth[:, None]
-    return {"top1": 100 * float(ranked[:, 0].double().mean()), "top5": 100 * float(ranked.any(1).double().mean())}
+        return super().training_step(batch, batch_idx)
 
 
 def checkpoint_blocks(model: VideoMAE | VideoClassifier) -> None:

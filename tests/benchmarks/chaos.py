@@ -172,9 +172,9 @@ class Fire:
             return "too late"
         return victim
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self, *what: str) -> subprocess.Popen:
         environment = paths.child_environment(ENCORE_ROOT=str(self.root), ENCORE_RUNS=str(self.runs))
-        command = [sys.executable, "-m", "benchmarks.cli", "reproduce", self.slug, "--workers", "2"]
+        command = [sys.executable, "-m", "benchmarks.cli", *(what or ("reproduce", self.slug, "--workers", "2"))]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command, cwd=self.root, env=environment, **silent)
 
@@ -185,6 +185,7 @@ class Fire:
 
     def _results(self) -> dict[str, Any]:
         """What must not depend on kills: metrics and curves of every unit, and the code they came from."""
+        self._start("record", self.slug, self.claim).wait()
         record = json.loads(self.record.read_text())
         curves = json.loads(self.record.with_suffix(".curves.json").read_text())
         found = {f"{u['arm']}-{u['seed']}": [u["metrics"], curves[f"{u['arm']}-{u['seed']}"]] for u in record["units"]}

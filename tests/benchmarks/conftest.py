@@ -171,3 +171,24 @@ def tree(tmp_path, monkeypatch):
 
     yield SimpleNamespace(root=root, write=write, edit=edit, command=command, encore=encore, calls=calls)
     fingerprint.forget()
+
+
+@pytest.fixture
+def history(tree):
+    """tree, with git(*arguments) and commit(message) -> hash."""
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", *who, "-C", str(tree.root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit(message: str) -> str:
+        git("add", "--all", "--force", "papers", "common", "benchmarks")
+        git("commit", "--quiet", "--allow-empty", "-m", message)
+        return git("rev-parse", "HEAD")
+
+    git("init", "--quiet")
+    (tree.root / "benchmarks").mkdir(exist_ok=True)
+    (tree.root / "benchmarks/.keep").write_text("")
+    tree.commit, tree.git = commit, git
+    return tree

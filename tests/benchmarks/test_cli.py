@@ -39,7 +39,7 @@ def test_list_json_has_exactly_the_promised_form(tree):
     assert list(paper) == LIST_KEYS
     assert paper["facts"] == {"match": 0, "total": 1}
     (claim,) = paper["claims"]
-    assert list(claim) == ["id", "verdict", "gap", "interval", "n"]
+    assert list(claim) == ["id", "verdict", "gap", "interval", "n", "carried"]
     assert (claim["id"], claim["verdict"], claim["n"]) == ("better", "reproduced", 3)
     assert claim["gap"] == pytest.approx(4.1)
     assert claim["interval"][0] < 4.1 < claim["interval"][1]
@@ -51,7 +51,8 @@ def test_list_json_has_exactly_the_promised_form(tree):
 
 def test_a_claim_that_never_ran_or_ran_with_other_code_says_so(tree):
     (paper,) = json.loads(tree.encore("list", "--json").stdout)
-    assert paper["claims"] == [{"id": "better", "verdict": "missing", "gap": None, "interval": None, "n": 0}]
+    nothing = {"gap": None, "interval": None, "n": 0, "carried": None}
+    assert paper["claims"] == [{"id": "better", "verdict": "missing", **nothing}]
     assert "result of claim better" in paper["missing"]
     put_record(tree, code="other")
     (paper,) = json.loads(tree.encore("list", "--json").stdout)

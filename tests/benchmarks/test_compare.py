@@ -1,32 +1,10 @@
 """`encore compare`: what differs between two commits' results, and nothing else."""
 
 import json
-import subprocess
 
 import pytest
 
 from tests.benchmarks.test_cli import put_record
-
-
-@pytest.fixture
-def history(tree):
-    """tree, with commit(message) -> hash."""
-
-    def git(*arguments):
-        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-        command = ["git", *who, "-C", str(tree.root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    def commit(message):
-        git("add", "--all", "--force", "papers", "common", "benchmarks")
-        git("commit", "--quiet", "--allow-empty", "-m", message)
-        return git("rev-parse", "HEAD")
-
-    git("init", "--quiet")
-    (tree.root / "benchmarks").mkdir(exist_ok=True)
-    (tree.root / "benchmarks/.keep").write_text("")
-    tree.commit, tree.git = commit, git
-    return tree
 
 
 def compared(tree, *revisions):

@@ -18,7 +18,6 @@ from benchmarks.run.engines import Job, run_units
 from benchmarks.run.engines import ray as ray_engine
 from benchmarks.run.engines import slurm as slurm_engine
 from benchmarks.run.plan import entries_of
-from benchmarks.run.records import read_record
 from benchmarks.run.units import Unit, identity
 from common.errors import EncoreError
 from tests.benchmarks.test_run import alive, metrics, wait_until
@@ -212,7 +211,7 @@ def test_one_array_of_slurm_tasks_with_requeue_runs_the_units(tree, monkeypatch,
 def test_slurm_where_no_job_can_be_submitted_is_one_clear_error(tree, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EncoreError, match="no srun here"):
-        run_units("slurm", jobs_of(), workers=None, finished=lambda unit: None)
+        run_units("slurm", jobs_of(), workers=None)
 
 
 def test_units_that_need_the_same_make_one_array_longest_first(monkeypatch):
@@ -227,7 +226,7 @@ def test_units_that_need_the_same_make_one_array_longest_first(monkeypatch):
 def test_an_engine_whose_extra_is_missing_says_how_to_get_it(tree, monkeypatch, engine, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EncoreError, match=f"engine {engine} needs {package}: make setup EXTRAS={engine}"):
-        run_units(engine, jobs_of(), workers=None, finished=lambda unit: None)
+        run_units(engine, jobs_of(), workers=None)
 
 
 def test_the_lock_of_the_extras_agrees_with_the_one_of_the_base_and_names_no_index():
@@ -248,4 +247,4 @@ def test_an_unknown_engine_is_answered_with_the_choices(tree):
     done = tree.encore("reproduce", "toy", "--engine", "rai")
     assert done.returncode == 2
     assert done.stderr == "error: unknown engine: 'rai'. Did you mean ray? Choices: local, ray, slurm\n"
-    assert read_record("toy", "better", "cpu") is None
+    assert tree.calls() == []

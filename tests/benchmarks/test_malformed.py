@@ -144,7 +144,7 @@ def speed_holds_or_says_why(tree, text):
     (tree.root / SPEED_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
     refusal = None
     try:
-        speed_view(lambda kind, **arguments: Markup(json.dumps([kind, arguments], allow_nan=False)))
+        speed_view(lambda kind, **arguments: Markup(json.dumps([kind, arguments], allow_nan=False)), set())
     except EncoreError as error:
         refusal = str(error)
     if refusal is not None:
@@ -226,7 +226,8 @@ def test_any_command_line_ends_without_a_traceback(tree, command, arguments, cap
     """Usage errors and bad values alike end with exit code 2; what is valid runs (here without starting anything)."""
     before = files_of(tree)
     monkeypatch.setattr("benchmarks.run.reproduce.run_units", lambda *_, **__: {})
-    monkeypatch.setattr("benchmarks.run.reproduce._show", lambda *_: [])
+    monkeypatch.setattr("benchmarks.run.reproduce._show", lambda *_: None)
+    monkeypatch.setattr("benchmarks.cli._write_report", lambda: 0)
     monkeypatch.setattr("os.execvpe", lambda *_: None)
     monkeypatch.setattr("common.sources.locate", lambda *_: {})
     monkeypatch.setattr(sys, "argv", ["encore", command, *arguments])

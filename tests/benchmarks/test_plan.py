@@ -31,7 +31,7 @@ def put(tree, claim, values, seconds, **changes):
         for seed, value in enumerate(found)
     ]
     head = {"paper": "toy", "claim": claim, "scale": "cpu", **identity(experiment), **changes}
-    write_atomic(record_file("toy", claim, "cpu"), dump({**head, "units": units}))
+    write_atomic(record_file("toy", claim), dump({**head, "units": units}))
 
 
 def states(tree):

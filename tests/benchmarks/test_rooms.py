@@ -50,6 +50,22 @@ def test_common_must_not_import_a_paper_nor_a_paper_the_harness(tree):
     ]
 
 
+def test_the_harness_names_no_paper(tree):
+    tree.write("benchmarks/speed/pairs.py", "def pair():\n    from papers.toy.model import two\n\n    return two\n")
+    tree.write("benchmarks/run/fine.py", 'import importlib\n\nimportlib.import_module("papers.toy.model")\n')
+    assert arrows() == ["benchmarks/speed/pairs.py imports papers.toy.model.two: the harness names no paper"]
+
+
+def test_rooms_of_the_harness_import_each_other_in_one_direction(tree):
+    tree.write("benchmarks/cli.py", "from benchmarks.site.report import write\nfrom benchmarks.run.table import show\n")
+    tree.write("benchmarks/site/report.py", "from benchmarks.run.table import show\n")
+    tree.write("benchmarks/run/table.py", "from benchmarks.run import plan\n")
+    assert arrows() == []
+    tree.write("benchmarks/run/reproduce.py", "def f():\n    from benchmarks.site.report import write\n")
+    where = "benchmarks/run/reproduce.py, benchmarks/site/report.py"
+    assert arrows() == [f"rooms of benchmarks import each other in a circle: run -> site -> run ({where})"]
+
+
 def test_missing_names_untested_parts_and_shrinks_as_they_arrive(tree):
     before = Standing(catalog.load_one("toy")).missing
     assert {"module.py", "data.py", "train.py", "configs/smoke.yaml", "configs/cpu.yaml"} <= set(before)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -8,7 +9,8 @@ import pytest
 
 from benchmarks.paper import catalog
 from benchmarks.paper.files import write_atomic
-from benchmarks.run.records import dump, gather, read_curves, read_record
+from benchmarks.run import agreement
+from benchmarks.run.records import dump, gather, read_curves, read_record, record_file
 from benchmarks.run.unit import check_metrics, run_unit
 from benchmarks.run.units import Unit, identity
 from common.errors import EncoreError
@@ -17,9 +19,14 @@ UNIT = Unit("toy", "better", "method", 0, "cpu")
 CLAIMS = "papers/toy/claims.py"
 
 
+def run_of(claim="better", scale="cpu"):
+    """What runs/ has of it, None when nothing."""
+    paper = catalog.load_one("toy")
+    return gather(paper, paper.experiment(claim), scale)
+
+
 def metrics(tree):
-    record = read_record("toy", "better", "cpu")
-    return {(unit["arm"], unit["seed"]): unit["metrics"] for unit in record["units"]}
+    return {(unit["arm"], unit["seed"]): unit["metrics"] for unit in run_of()["units"]}
 
 
 def wait_until(condition, seconds=20):
@@ -35,17 +42,23 @@ def alive(pattern):
     return [line for line in found.splitlines() if pattern in line and "ps -eo" not in line]
 
 
-def test_reproduce_writes_results_with_provenance_and_skips_them_the_second_time(tree):
+def test_a_run_is_kept_in_runs_and_skipped_the_second_time_and_record_takes_it_into_the_results(tree):
     first = tree.encore("reproduce", "toy")
     assert first.returncode == 0, first.stderr
     assert "reproduced" in first.stdout
     assert "reports/index.html" in first.stdout
     assert (tree.root / "reports/index.html").is_file()
-    record = json.loads((tree.root / "benchmarks/results/toy/better.json").read_text())
     assert metrics(tree)["method", 1] == {"score": 11.25}
+    assert not (tree.root / "benchmarks/results").exists()
+    assert "encore record toy" in first.stdout
+
+    taken = tree.encore("record", "toy")
+    assert (taken.returncode, taken.stdout) == (0, "benchmarks/results/toy/better.json\n"), taken.stderr
+    record = json.loads((tree.root / "benchmarks/results/toy/better.json").read_text())
+    assert record == read_record("toy", "better") == run_of()
     assert record["data"] == {"generated": "generated"}
     unit = record["units"][0]
-    assert read_curves("toy", "better", "cpu")["method-1"] == {"fit: train/loss": [[i, 5.0 - i] for i in range(5)]}
+    assert read_curves("toy", "better")["method-1"] == {"fit: train/loss": [[i, 5.0 - i] for i in range(5)]}
     assert {"commit", "versions", "machine", "started"} <= unit["provenance"].keys()
     assert unit["provenance"]["machine"]["threads"] >= 1
     assert unit["peak_memory_mb"] > 1
@@ -57,10 +70,69 @@ def test_reproduce_writes_results_with_provenance_and_skips_them_the_second_time
     assert len(tree.calls()) == 6
 
     tree.edit("LARGE = 10.0", "LARGE = 20.0", "common/numbers.py")
-    assert gather(catalog.load_one("toy"), catalog.load_one("toy").claims[0], "cpu") is None
+    assert run_of() is None
     tree.encore("reproduce", "toy", "--seeds", "0")
     assert len(tree.calls()) == 8
-    assert metrics(tree)["method", 1] == {"score": 11.25}, "an incomplete rerun must not replace the record"
+    refused = tree.encore("record", "toy", "better")
+    assert refused.returncode == 1
+    assert "runs/ has 2 of its 6 units of the present code; run encore reproduce toy --claim better" in refused.stderr
+    assert read_record("toy", "better") == record, "an incomplete rerun must not replace the record"
+    assert "A toy" in tree.encore("show", "toy").stdout
+
+
+def test_units_that_only_the_record_has_stay_in_it_when_seeds_are_added(tree):
+    tree.edit("seeds: [0, 1, 2]", "seeds: [0]")
+    tree.encore("reproduce", "toy")
+    assert tree.encore("record", "toy").returncode == 0
+    shutil.rmtree(tree.root / "runs")
+    tree.edit("seeds: [0]", "seeds: [0, 1]")
+    tree.encore("reproduce", "toy", "--seeds", "1")
+    assert tree.encore("record", "toy").returncode == 0
+    units = [(unit["arm"], unit["seed"]) for unit in read_record("toy", "better")["units"]]
+    assert units == [(arm, seed) for seed in (0, 1) for arm in ("method", "baseline")]
+    assert list(read_curves("toy", "better")) == ["method-0", "baseline-0", "method-1", "baseline-1"]
+
+
+def test_a_run_ends_with_where_it_agrees_with_the_committed_results(tree, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    tree.encore("reproduce", "toy", "--measurements")
+    tree.encore("record", "toy")
+    shutil.rmtree(tree.root / "runs")
+    record = record_file("toy", "better").read_text()
+
+    again = tree.encore("reproduce", "toy", "--measurements")
+    assert "this run agrees with the committed results in 2 of 2 lines" in again.stdout, again.stdout
+    shown = agreement.lines(catalog.load_one("toy"), catalog.load_one("toy").experiments, "cpu", None)
+    assert [(line.what, line.reported) for line in shown] == [("better", "9% (T1)"), ("row-measured", "11%")]
+    assert [line.committed for line in shown] == [line.run for line in shown]
+    assert shown[0].run.startswith("+5 [")
+
+    tree.edit("LARGE = 10.0", "LARGE = -10.0", "common/numbers.py")
+    other = tree.encore("reproduce", "toy")
+    assert "nothing to compare" in other.stdout, "the committed result is of other code"
+    stamped = json.loads(record) | identity(catalog.load_one("toy").claims[0])
+    write_atomic(record_file("toy", "better"), dump(stamped))
+    other = tree.encore("reproduce", "toy")
+    assert "in 0 of 1 lines" in other.stdout
+    outcome = agreement.lines(catalog.load_one("toy"), catalog.load_one("toy").claims, "cpu", None)[0].outcome
+    assert outcome == "differs: other gap"
+
+
+def test_the_blocks_of_the_readmes_are_up_to_date_after_a_run(tree):
+    """The README's two commands, in this order: `make reproduce`, then the tests, of which this check is one."""
+    tree.write("README.md", "<!-- encore:begin papers -->\n<!-- encore:end -->\n")
+    tree.write("papers/toy/README.md", "# A toy\n<!-- encore:begin results -->\n<!-- encore:end -->\n")
+    tree.encore("reproduce", "toy")
+    tree.encore("record", "toy")
+    tree.encore("readme")
+    assert tree.encore("readme", "--check").returncode == 0
+    tree.edit('"baseline": 5.0}', '"baseline": 50.0 if False else 5.0}', CLAIMS)
+    tree.encore("readme")
+    committed = record_file("toy", "better").read_text()
+    for scale in ("smoke", "cpu"):
+        assert tree.encore("reproduce", "toy", "--scale", scale).returncode == 0
+        assert tree.encore("readme", "--check").returncode == 0
+    assert record_file("toy", "better").read_text() == committed
 
 
 def test_killed_outright_it_goes_on_and_gives_the_same_numbers(tree, monkeypatch):
@@ -79,7 +151,6 @@ def test_killed_outright_it_goes_on_and_gives_the_same_numbers(tree, monkeypatch
     assert 2 <= len(finished) < 6
     assert interrupted
     monkeypatch.setenv("TOY_SECONDS", "0")
-    (tree.root / "benchmarks/results/toy/better.json").unlink()
     again = tree.encore("reproduce", "toy")
     assert again.returncode == 0, again.stderr
     assert metrics(tree) == expected
@@ -102,7 +173,7 @@ def test_sigterm_stops_the_children_and_says_how_to_continue(tree, monkeypatch):
     assert engine.returncode == 128 + signal.SIGTERM
     assert "Continue with: encore reproduce toy" in error
     assert not alive("benchmarks.run.unit toy")
-    assert read_record("toy", "better", "cpu") is None
+    assert run_of() is None
 
 
 def test_a_unit_over_its_time_limit_fails_and_the_others_are_kept(tree):
@@ -139,7 +210,7 @@ def test_a_failing_unit_is_one_clear_error_and_no_result(tree, body, says):
     assert done.stderr.startswith(f"error: toy better method seed 0: {says}")
     assert len(done.stderr.splitlines()) == 1
     assert UNIT.result() is None
-    assert read_record("toy", "better", "cpu") is None
+    assert run_of() is None
 
 
 def test_a_half_written_result_counts_as_none(tree):
@@ -174,8 +245,8 @@ def test_other_scales_stay_out_of_the_committed_results(tree):
     done = tree.encore("reproduce", "toy", "--scale", "smoke", "--measurements")
     assert done.returncode == 0, done.stderr
     assert not (tree.root / "benchmarks/results").exists()
-    assert len(read_record("toy", "better", "smoke")["units"]) == 2
-    assert len(read_record("toy", "values", "smoke")["units"]) == 1
+    assert len(run_of(scale="smoke")["units"]) == 2
+    assert len(run_of("values", "smoke")["units"]) == 1
 
 
 def test_metrics_are_rounded_to_six_digits_and_must_be_numbers():
@@ -220,7 +291,7 @@ def test_code_edited_during_the_run_is_noticed(tree, monkeypatch):
     _, error = engine.communicate(timeout=30)
     assert engine.returncode == 1
     assert "error: toy better method seed 0: the code changed while it ran: run again" in error
-    assert read_record("toy", "better", "cpu") is None
+    assert run_of() is None
 
 
 @pytest.mark.parametrize(("limit", "threads"), [("", 1), ("3", 3)])
@@ -229,5 +300,5 @@ def test_threads_of_a_unit_do_not_depend_on_how_many_units_are_left(tree, monkey
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     tree.edit("seeds: [0, 1]\n", "seeds: [0]\n")
     assert tree.encore("reproduce", "toy", "--claim", "values").returncode == 0
-    (unit,) = read_record("toy", "values", "cpu")["units"]
+    (unit,) = run_of("values")["units"]
     assert unit["provenance"]["machine"]["threads"] == threads

@@ -182,13 +182,17 @@ def test_reproduce_fails_a_claim_that_is_wired_wrongly_and_keeps_no_result(tree)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: toy better: arms do not differ in rate, though paper.yaml says so; "
-        "correct claims.py or paper.yaml, its result is not kept"
+        "correct claims.py or paper.yaml, no such run is recorded"
     ]
-    assert read_record("toy", "better", "cpu") is None
+    refused = tree.encore("record", "toy")
+    assert refused.returncode == 1
+    assert "arms do not differ in rate" in refused.stderr
+    assert read_record("toy", "better") is None
     tree.edit("RATE = 1", "RATE = 2", CLAIMS)
     done = tree.encore("reproduce", "toy")
     assert done.returncode == 0, done.stderr
-    assert read_record("toy", "better", "cpu")["units"][0]["wiring"] == {"settings": {"rate": 1}}
+    assert tree.encore("record", "toy").returncode == 0
+    assert read_record("toy", "better")["units"][0]["wiring"] == {"settings": {"rate": 1}}
 
 
 @pytest.mark.parametrize(

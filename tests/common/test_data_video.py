@@ -100,3 +100,54 @@ def test_real_files_of_four_codecs_have_the_stated_facts_and_decode():
         clip = read_frames(paths[name], [0, 9, 4])
         assert clip.shape == (3, height, width, 3), name
         assert clip.std() > 5, name
+
+
+def test_a_frame_is_turned_as_its_display_matrix_says(tmp_path):
+    bright = np.zeros((32, 48, 3), np.uint8)
+    bright[:16, :24] = 200  # upper left
+    corners = {}
+    for angle in (0, 90, 180, -90):
+        with av.open(str(tmp_path / f"{angle}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+            stream.set_display_rotation(angle)  # against the clock
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(bright, format="rgb24")))
+            container.mux(stream.encode())
+        (frame,) = read_frames(tmp_path / f"{angle}.mp4", [0])
+        info = probe(tmp_path / f"{angle}.mp4")
+        assert frame.shape == (info.height, info.width, 3)
+        rows, columns = np.nonzero(frame[..., 0] > 100)
+        corners[angle] = (frame.shape[:2], bool(rows.mean() > frame.shape[0] / 2), columns.mean() > frame.shape[1] / 2)
+    assert corners == {
+        0: ((32, 48), False, False),
+        90: ((48, 32), True, False),
+        180: ((32, 48), True, True),
+        -90: ((48, 32), False, True),
+    }
+
+
+def test_frames_that_an_edit_list_hides_are_neither_counted_nor_read(tmp_path):
+    picture, noise = np.random.default_rng(0).integers(0, 40, (2, 32, 48, 3), dtype=np.uint8)
+    whole = np.stack([picture + np.uint8(8 * t) + (noise if t % 10 == 0 else 0) for t in range(20)])
+    with av.open(str(tmp_path / "whole.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, options={"sc_threshold": "1000000000"})
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 32, 48, "yuv420p", 10
+        for frame in whole:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as source,
+        av.open(str(tmp_path / "cut.mp4"), "w", options=options) as target,
+    ):  # from the middle of a group of pictures: frames 0 to 3 must be there, but are not shown
+        copied = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = (round(t - 0.4 / float(packet.time_base)) for t in (packet.pts, packet.dts))
+                packet.stream = copied
+                target.mux(packet)
+    with av.open(str(tmp_path / "cut.mp4")) as container:
+        assert container.streams.video[0].frames == 20, "the container's own count holds the hidden ones"
+    assert probe(tmp_path / "cut.mp4").frames == 16
+    seen = read_frames(tmp_path / "cut.mp4", range(16))
+    assert np.array_equal(seen, read_frames(tmp_path / "whole.mp4", range(4, 20)))

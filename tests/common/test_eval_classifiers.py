@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import EncoreError
+from common.eval.classification import average_views
 from common.eval.extract import extract_features
 from common.eval.knn import knn_classify
 from common.eval.linear_probe import GRID, logistic_probe, ridge_probe, search_c
-from common.eval.multi_view import average_views
 from common.eval.zero_shot import classify, zero_shot_weights
 
 

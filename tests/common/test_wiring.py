@@ -163,14 +163,14 @@ def test_training_on_the_test_split_is_refused(run: Run) -> None:
 
 
 def test_train_on_sees_the_examples_in_the_order_of_the_seed_in_whole_passes(run: Run) -> None:
-    seen: list[float] = []
+    seen: list[int] = []
 
     class Watching(Model):
         def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-            seen.extend(batch[:, 0].tolist())
+            seen.extend(batch[:, 0].mul(10).round().int().tolist())
             return super().training_step(batch)
 
-    data = torch.arange(10.0)[:, None].expand(10, 3)
+    data = torch.arange(10)[:, None].expand(10, 3) / 10
     train_on(run, Watching(), data, steps=5, batch_size=4)
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)), "the incomplete last batch of a pass is used too"
     first, seen[:] = list(seen), []
@@ -190,9 +190,8 @@ def test_a_hand_over_reaches_every_weight_and_is_recorded(run: Run) -> None:
     train_on(run, target, torch.zeros(4, 3), steps=1, batch_size=2)
     assert len(run.record.fits["fit"]["handed_over"]) == 8
     part = Model()
-    hand_over(
-        {f"encoder.{key}": value for key, value in source.state_dict().items()}, part.body, rename={"encoder.body.": ""}
-    )
+    theirs = {f"encoder.{key}": value for key, value in source.state_dict().items()}
+    hand_over(theirs, part.body, rename={"encoder.body.": ""})
     assert torch.equal(part.body.bias, source.body.bias)
     train_on(run, part, torch.zeros(4, 3), steps=1, batch_size=2, name="part")
     assert run.record.fits["part"]["handed_over"]

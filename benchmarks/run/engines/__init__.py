@@ -2,10 +2,10 @@
 
 local: processes of this machine; ray: tasks of a Ray cluster; slurm: job arrays. Each is a module with
 
-    run_units(jobs, *, workers, finished) -> {failed unit: why}
+    run_units(jobs, *, workers) -> {failed unit: why}
 
-that takes the longest jobs first, calls `finished(unit)` after each unit that has a result, and raises Interrupted on
-Ctrl-C or SIGTERM, with nothing left running. `workers` bounds the units at a time; None: what the place has.
+that takes the longest jobs first and raises Interrupted on Ctrl-C or SIGTERM, with nothing left running. `workers`
+bounds the units at a time; None: what the place has.
 """
 
 import importlib
@@ -21,12 +21,11 @@ from types import FrameType, ModuleType
 from benchmarks.paper.choices import ENGINES, pick
 from benchmarks.paper.schema import Needs
 from benchmarks.run.provenance import cores
-from benchmarks.run.records import read_record
+from benchmarks.run.records import COMMITTED_SCALE, read_record
 from benchmarks.run.units import Unit
 from common.errors import EncoreError
 
 RETRIES = 3  # of a unit whose Ray worker died, or whose SLURM job ran out of its time or was preempted
-Finished = Callable[[Unit], None]
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,11 @@ class Interrupted(Exception):
         self.status = 128 + number
 
 
-def run_units(engine: str, jobs: list[Job], *, workers: int | None, finished: Finished) -> dict[Unit, str]:
+def run_units(engine: str, jobs: list[Job], *, workers: int | None) -> dict[Unit, str]:
     """Run the jobs on the engine of that name; {failed unit: why}."""
     pick(engine, dict.fromkeys(ENGINES), "engine")
     module = importlib.import_module(f"benchmarks.run.engines.{engine}")
-    return module.run_units(jobs, workers=workers, finished=finished)
+    return module.run_units(jobs, workers=workers)
 
 
 def longest_first(jobs: list[Job]) -> list[Job]:
@@ -69,7 +68,7 @@ def past_seconds(unit: Unit) -> float | None:
     result = unit.result()
     if result is not None:
         return float(result["seconds"])
-    record = read_record(unit.paper, unit.claim, unit.scale)
+    record = read_record(unit.paper, unit.claim) if unit.scale == COMMITTED_SCALE else None
     times = [u["seconds"] for u in record["units"] if u["arm"] == unit.arm] if record else []
     return float(max(times)) if times else None
 

@@ -6,7 +6,7 @@ may run on the same folder: a unit that another process runs at the moment is le
 
 import time
 
-from benchmarks.run.engines import Finished, Job, interruptible, longest_first, past_seconds, threads_of_a_unit
+from benchmarks.run.engines import Job, interruptible, longest_first, past_seconds, threads_of_a_unit
 from benchmarks.run.engines.child import POLL_SECONDS, Child, outcome, start, stop
 from benchmarks.run.progress import progress_view
 from benchmarks.run.provenance import cores
@@ -15,7 +15,7 @@ from benchmarks.run.units import Unit
 LOOK_AGAIN_SECONDS = 0.5
 
 
-def run_units(jobs: list[Job], *, workers: int | None, finished: Finished) -> dict[Unit, str]:
+def run_units(jobs: list[Job], *, workers: int | None) -> dict[Unit, str]:
     """See benchmarks.run.engines."""
     waiting = longest_first(jobs)
     workers = workers or (1 if any(job.unit.scale == "gpu" for job in jobs) else cores())
@@ -44,8 +44,6 @@ def run_units(jobs: list[Job], *, workers: int | None, finished: Finished) -> di
                     running.remove(child)
                     if why:
                         failed[child.job.unit] = why
-                    else:
-                        finished(child.job.unit)
                     view.ended(child.job.unit, child.seconds, why)
                 time.sleep(POLL_SECONDS)
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.paper import paths
 from benchmarks.paper.files import write_atomic
-from benchmarks.run.engines import RETRIES, Finished, Job, interruptible, longest_first, optional, past_seconds
+from benchmarks.run.engines import RETRIES, Job, interruptible, longest_first, optional, past_seconds
 from benchmarks.run.engines.child import run_to_end
 from benchmarks.run.progress import progress_view
 from benchmarks.run.provenance import cores
@@ -26,7 +26,7 @@ PASSED_ON = ("PYTHONPATH", "ENCORE_ROOT", "ENCORE_RUNS", "ENCORE_DATA", "ENCORE_
 PATIENCE_SECONDS = 5.0
 
 
-def run_units(jobs: list[Job], *, workers: int | None, finished: Finished) -> dict[Unit, str]:
+def run_units(jobs: list[Job], *, workers: int | None) -> dict[Unit, str]:
     """See benchmarks.run.engines; a local cluster has `workers` cores (default: those of this machine)."""
     ray = optional("ray", "ray")
     environment = paths.child_environment()
@@ -48,14 +48,12 @@ def run_units(jobs: list[Job], *, workers: int | None, finished: Finished) -> di
             if not any(_fits(job, node) for node in nodes):
                 raise EncoreError(f"no machine of the Ray cluster has what {job.unit.name} needs: {_wanted(job)}")
         with interruptible() as check:
-            return _run(ray, longest_first(jobs), workers, finished, check)
+            return _run(ray, longest_first(jobs), workers, check)
     finally:
         ray.shutdown()
 
 
-def _run(
-    ray: Any, waiting: list[Job], workers: int | None, finished: Finished, check: Callable[[], None]
-) -> dict[Unit, str]:
+def _run(ray: Any, waiting: list[Job], workers: int | None, check: Callable[[], None]) -> dict[Unit, str]:
     at_once = workers or len(waiting)
     running: dict[Any, Job] = {}
     failed: dict[Unit, str] = {}
@@ -73,8 +71,6 @@ def _run(
                     why, seconds = _collect(ray, task, job)
                     if why:
                         failed[job.unit] = why
-                    else:
-                        finished(job.unit)
                     view.ended(job.unit, seconds, why)
         finally:
             _cancel(ray, running)

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.paper import paths
-from benchmarks.run.engines import RETRIES, Finished, Job, interruptible, longest_first, optional, past_seconds
+from benchmarks.run.engines import RETRIES, Job, interruptible, longest_first, optional, past_seconds
 from benchmarks.run.engines.child import run_to_end
 from benchmarks.run.progress import progress_view
 from benchmarks.run.units import Unit
@@ -37,7 +37,7 @@ class Task:
         return optional("submitit", "slurm").helpers.DelayedSubmission(self)
 
 
-def run_units(jobs: list[Job], *, workers: int | None, finished: Finished, cluster: str = "slurm") -> dict[Unit, str]:
+def run_units(jobs: list[Job], *, workers: int | None, cluster: str = "slurm") -> dict[Unit, str]:
     """See benchmarks.run.engines; `workers` bounds the tasks of an array run at a time. cluster: submitit's name."""
     submitit = optional("submitit", "slurm")
     folder = paths.runs() / ".slurm"
@@ -62,8 +62,6 @@ def run_units(jobs: list[Job], *, workers: int | None, finished: Finished, clust
                         why = _why_failed(handle)
                         if why:
                             failed[unit] = why
-                        else:
-                            finished(unit)
                         view.ended(unit, past_seconds(unit) or 0.0, why)
                     time.sleep(POLL_SECONDS)
             finally:

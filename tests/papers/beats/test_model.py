@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from common.errors import EncoreError
 from common.fast.flops import multiply_adds, parameter_count
+from common.layers.positions import RelativeBias
 from papers.beats.model import (
+    BUCKETS,
     AudioClassifier,
     ConvPosition,
     Encoder,
     GatedRelativeAttention,
     LabelPredictor,
-    RelativeBias,
     TransformerStack,
     beats_base,
     crop_to_patches,
@@ -22,7 +23,6 @@ from papers.beats.model import (
     deepnorm_beta,
     num_masked,
     predicted_tokens,
-    relative_bucket,
     token_padding,
 )
 
@@ -61,29 +61,13 @@ def test_a_spectrogram_smaller_than_a_patch_is_a_clear_error():
         tiny_encoder()(torch.zeros(1, 1, 3, 12))
 
 
-def test_buckets_are_exact_below_80_saturate_at_800_and_mirror_by_160():
-    distance = torch.arange(-1500, 1501)
-    bucket = relative_bucket(distance)
-    left, right = bucket[distance < 0].flip(0), bucket[distance > 0]
-    assert torch.equal(right - left, torch.full_like(left, 160))
-    assert torch.equal(left[:79], torch.arange(1, 80))
-    assert left[799] == 159  # distance 800
-    assert left[798] < 160
-    assert int(left.max()) == 159
-    assert torch.all(left[1:] >= left[:-1])
-    assert relative_bucket(torch.tensor(0)) == 0
-    from transformers.models.wavlm.modeling_wavlm import WavLMAttention
-
-    assert torch.equal(bucket, WavLMAttention(16, 2)._relative_positions_bucket(distance))
-
-
 def test_attention_equals_wavlm_at_random_weights():
     """WavLM's gate reads the layer's input, BEATs' the query; with an identity query projection they agree."""
     from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
     torch.manual_seed(0)
     theirs = WavLMAttention(16, 2).eval()
-    ours, bias = GatedRelativeAttention(16, 2).eval(), RelativeBias(2)
+    ours, bias = GatedRelativeAttention(16, 2).eval(), RelativeBias(2, **BUCKETS)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(std=0.4)

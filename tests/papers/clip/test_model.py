@@ -153,7 +153,7 @@ def test_resized_positions_keep_the_class_token_and_a_smooth_grid():
 
 def test_released_layout_has_the_authors_names_and_shapes(tmp_path):
     model = tiny_vit()
-    released = interop.state_to_released(model.state_dict())
+    released = interop.RELEASED_VIT.to_theirs(model.state_dict())
     block = {
         "ln_1.weight": (48,), "ln_1.bias": (48,), "ln_2.weight": (48,), "ln_2.bias": (48,),
         "attn.in_proj_weight": (144, 48), "attn.in_proj_bias": (144,),
@@ -181,7 +181,7 @@ def test_released_layout_has_the_authors_names_and_shapes(tmp_path):
 @torch.no_grad()
 def test_fused_attention_weights_mean_what_torch_means_by_in_proj():
     model = tiny_vit()
-    state = interop.state_to_released(model.state_dict())
+    state = interop.RELEASED_VIT.to_theirs(model.state_dict())
     stem = "transformer.resblocks.0.attn."
     reference = nn.MultiheadAttention(48, 4, batch_first=True)
     reference.load_state_dict({k.removeprefix(stem): v for k, v in state.items() if k.startswith(stem)})
@@ -197,8 +197,9 @@ def test_a_released_file_in_half_precision_loads_without_being_told_its_size(tmp
     image = VisionTransformer(image_size=24, patch_size=8, dim=64, depth=1, embed_dim=20)
     text = TextTransformer(dim=64, depth=2, vocab_size=60, context_length=11, embed_dim=20)
     vit, resnet = randomise(CLIP(image, text)), randomise(tiny_resnet())
-    for model, pixels in ((vit, images), (resnet, torch.randn(2, 3, 64, 64))):
-        state = {k: v.half() for k, v in interop.state_to_released(model.state_dict()).items()}
+    pairs = ((vit, interop.RELEASED_VIT, images), (resnet, interop.RELEASED_RESNET, torch.randn(2, 3, 64, 64)))
+    for model, layout, pixels in pairs:
+        state = {k: v.half() for k, v in layout.to_theirs(model.state_dict()).items()}
         state |= {"input_resolution": torch.tensor(24), "context_length": torch.tensor(11)}
         torch.save(state, tmp_path / "model.pt")
         loaded = interop.from_released(tmp_path / "model.pt").eval()
@@ -210,7 +211,7 @@ def test_a_released_file_in_half_precision_loads_without_being_told_its_size(tmp
 
 def test_a_file_that_is_no_clip_is_an_error_that_says_so(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(EncoreError, match=r"other\.pt: not a released CLIP"):
+    with pytest.raises(EncoreError, match=r"other\.pt: unknown weight; it holds another model"):
         interop.from_released(tmp_path / "other.pt")
     with pytest.raises(EncoreError, match=r"no ResNet"):
         interop.to_hub(tiny_resnet(), tmp_path)

@@ -16,18 +16,18 @@ from common.errors import EncoreError
 from common.training.cli import run as cli
 from common.training.run import Run
 from common.training.trainer import build_trainer
-from papers.clip import model as sizes
 from papers.clip.baselines import BagOfWordsModule, CaptionModule
 from papers.clip.claims import objectives_on_shapes, prompts_on_shapes
 from papers.clip.data import EmojiData, ShapesData, WebData
 from papers.clip.interop import to_hub
 from papers.clip.model import CLIP, TextTransformer, VisionTransformer
-from papers.clip.module import CLIPModule
+from papers.clip.module import CLIPModule, clip_optim
 from papers.clip.zero_shot import image_features, linear_probe, read_lines, zero_shot_classifier
 from tests.helpers import assert_resumes_exactly, requires_mirror
 from tests.papers.clip.test_data import TOKENIZER, folders, shards  # noqa: F401
 from tests.papers.clip.test_model import tokens
 
+OPTIM = clip_optim(5e-4, 10)
 CONFIGS = Path(papers.clip.__file__).parent / "configs"
 
 
@@ -59,7 +59,7 @@ def batch():
 
 def test_training_loss_is_the_symmetric_cross_entropy_of_scaled_cosines(batch):
     torch.manual_seed(0)
-    module = silent(CLIPModule(tiny()))
+    module = silent(CLIPModule(tiny(), optim=OPTIM))
     with torch.no_grad():
         module.model.logit_scale.fill_(math.log(30))
     u = F.normalize(module.model.image(batch["image"]), dim=-1)
@@ -77,7 +77,7 @@ def test_training_loss_is_the_symmetric_cross_entropy_of_scaled_cosines(batch):
 
 def test_equal_pairs_cost_log_n_and_leave_the_temperature_alone(batch):
     torch.manual_seed(0)
-    module = silent(CLIPModule(tiny()))
+    module = silent(CLIPModule(tiny(), optim=OPTIM))
     same = {key: value[:1].expand_as(value) for key, value in batch.items()}
     loss = module.training_step(same, 0)
     assert loss.item() == pytest.approx(math.log(4), abs=1e-5)
@@ -91,7 +91,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient(batch):
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        module = silent(CLIPModule(tiny(), gradient_checkpointing=recompute))
+        module = silent(CLIPModule(tiny(), optim=OPTIM, gradient_checkpointing=recompute))
         module.training_step(batch, 0).backward()
         gradients.append({name: p.grad for name, p in module.named_parameters()})
         wrapped = sum("CheckpointWrapper" in type(m).__name__ for m in module.modules())
@@ -102,7 +102,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient(batch):
 
 
 def test_decay_spares_gains_biases_and_the_temperature_and_the_rate_follows_a_cosine():
-    module = CLIPModule(tiny(), lr=1.0, warmup_steps=10, betas=(0.9, 0.98), eps=1e-6)
+    module = CLIPModule(tiny(), optim=clip_optim(1.0, 10))
     module.trainer = type("Trainer", (), {"estimated_stepping_batches": 110})()
     configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -125,7 +125,7 @@ def shapes() -> ShapesData:
 
 def contrastive() -> CLIPModule:
     # All steps lie in the warm-up: the cosine depends on max_steps, which the first half of the test has otherwise.
-    return CLIPModule(tiny(1024, 20, image_size=32), lr=1e-2, warmup_steps=6)
+    return CLIPModule(tiny(1024, 20, image_size=32), optim=clip_optim(1e-2, 6))
 
 
 def test_three_steps_a_checkpoint_and_three_more_equal_six(tmp_path):
@@ -147,7 +147,7 @@ def test_the_factor_is_cut_back_to_100_after_a_step(tmp_path):
 
 def test_bag_of_words_loss_is_the_cross_entropy_to_the_words_of_the_caption(batch):
     torch.manual_seed(0)
-    module = silent(BagOfWordsModule(tiny_image(), 7))
+    module = silent(BagOfWordsModule(tiny_image(), 7, optim=OPTIM))
     words = torch.tensor([[1, 0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [1] * 7, [0, 0, 0, 0, 0, 1, 1]]).float()
     log_p = module.head(module.image(batch["image"])).log_softmax(dim=-1)
     rows = [log_p[0, [0, 3]].mean(), log_p[1, 1], log_p[2].mean(), log_p[3, [5, 6]].mean()]
@@ -170,7 +170,7 @@ def test_bag_of_words_loss_is_the_cross_entropy_to_the_words_of_the_caption(batc
 
 def test_caption_likelihood_is_the_product_over_the_next_tokens_and_ignores_padding(batch):
     torch.manual_seed(0)
-    module = silent(CaptionModule(tiny_image(), 60, dim=64, depth=1, context_length=11)).eval()
+    module = silent(CaptionModule(tiny_image(), 60, optim=OPTIM, dim=64, depth=1, context_length=11)).eval()
     images, texts = batch["image"], batch["tokens"]
     total = module.log_likelihood(images, texts)
     context = module.image.vit.norm(module.image.vit.tokens(images[1:2]))
@@ -213,7 +213,7 @@ def test_validation_reports_zero_shot_accuracy_on_an_image_folder(folders, tmp_p
     with pytest.raises(EncoreError, match="needs class_names"):
         WebData(zero_shot_root=str(folders), **options)
     data = WebData(zero_shot_root=str(folders), class_names=str(tmp_path / "names.txt"), eval_batch_size=4, **options)
-    module = CLIPModule(tiny(len(TOKENIZER), 16)).eval()
+    module = CLIPModule(tiny(len(TOKENIZER), 16), optim=OPTIM).eval()
     trainer = L.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
     weights = zero_shot_classifier(module.model, TOKENIZER, ["tench", "goldfish", "white shark"], data.templates)
@@ -277,7 +277,7 @@ def test_a_paper_config_takes_steps_on_shards_and_validates_on_a_folder(shards, 
             "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed",
             "max_steps": 2, "log_every_n_steps": 1, "default_root_dir": str(tmp_path / "run"), "val_check_interval": 2,
         },
-        "model": {"init_args": {"model": model, "warmup_steps": 1}},
+        "model": {"init_args": {"model": model, "optim": {"warmup": 1}}},
         "data": {
             "init_args": {
                 "tokenizer": str(tmp_path), "context_length": 16, "image_size": 16, "batch_size": 4, "num_workers": 0,
@@ -287,7 +287,8 @@ def test_a_paper_config_takes_steps_on_shards_and_validates_on_a_folder(shards, 
         },
     }  # fmt: skip
     (tmp_path / "changes.yaml").write_text(yaml.safe_dump(changes))
-    configs = ["--config", str(CONFIGS / "paper_vit_b32.yaml"), "--config", str(tmp_path / "changes.yaml")]
+    names = (CONFIGS / "base.yaml", CONFIGS / "paper_vit_b32.yaml", tmp_path / "changes.yaml")
+    configs = [word for name in names for word in ("--config", str(name))]
     trained = cli(["fit", *configs])
     assert len(losses(tmp_path / "run")) == 2
     assert "val/zero_shot_top1" in trained.trainer.callback_metrics
@@ -296,47 +297,16 @@ def test_a_paper_config_takes_steps_on_shards_and_validates_on_a_folder(shards, 
     assert trained.trainer.optimizers[0].defaults["eps"] == 1e-6
 
 
-RECIPES = {
-    "paper_rn50": ("clip_rn50", 5e-4, (0.9, 0.999), 1e-8, 224),
-    "paper_rn50x64": ("clip_rn50x64", 3.6e-4, (0.9, 0.999), 1e-8, 448),
-    "paper_vit_b32": ("clip_vit_b32", 5e-4, (0.9, 0.98), 1e-6, 224),
-    "paper_vit_b16": ("clip_vit_b16", 5e-4, (0.9, 0.98), 1e-6, 224),
-    "paper_vit_l14": ("clip_vit_l14", 4e-4, (0.9, 0.98), 1e-6, 224),
-    "paper_vit_l14_336": ("clip_vit_l14_336", 2e-5, (0.9, 0.98), 1e-6, 336),
-}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_paper_configs_say_what_the_paper_says(name):
-    text = (CONFIGS / f"{name}.yaml").read_text()
-    assert text.startswith("#")
-    assert f"configs/{name}.yaml" in text.splitlines()[1]
-    config = yaml.safe_load(text)
-    args, data = config["model"]["init_args"], config["data"]["init_args"]
-    constructor, lr, betas, eps, image_size = RECIPES[name]
-    assert args["model"]["class_path"] == f"papers.clip.model.{constructor}"
-    with torch.device("meta"):
-        model = getattr(sizes, constructor)()
-    assert model.image.image_size == data["image_size"] == image_size
-    assert (args["lr"], tuple(args["betas"]), args["eps"]) == (lr, betas, eps)
-    assert (args["weight_decay"], args["warmup_steps"]) == (0.2, 2000)
-    processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
-    assert data["batch_size"] % processes == 0
-    assert data["batch_size"] == pytest.approx(32_768, rel=0.01)
-    epochs = config["trainer"]["max_steps"] * data["batch_size"] / 400e6
-    assert epochs == pytest.approx(1 if "336" in name else 32, rel=1e-3)
-
-
 def test_training_can_start_from_published_weights(tmp_path):
     torch.manual_seed(0)
     published = tiny()
     to_hub(published, tmp_path)
     torch.manual_seed(1)
-    module = CLIPModule(tiny(), weights=str(tmp_path))
+    module = CLIPModule(tiny(), optim=OPTIM, weights=str(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(module.model.parameters(), published.parameters()))
     with pytest.raises(EncoreError, match="do not fit CLIP"):
-        CLIPModule(tiny(image_size=24), weights=str(tmp_path))
-    bigger = CLIPModule(tiny(image_size=24), weights=str(tmp_path), resize_positions=True)
+        CLIPModule(tiny(image_size=24), optim=OPTIM, weights=str(tmp_path))
+    bigger = CLIPModule(tiny(image_size=24), optim=OPTIM, weights=str(tmp_path), resize_positions=True)
     assert torch.equal(bigger.model.text.positions, published.text.positions)
 
 

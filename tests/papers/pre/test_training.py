@@ -227,6 +227,11 @@ def test_a_unit_learns_every_kind_of_prompt_on_one_clip_and_repeats_exactly(tmp_
         assert results[0][f"{kind}_harmonic_mean"] == pytest.approx(harmonic_mean(base, new))
     assert results[0]["backbone_multiply_adds_g"] > 0
     assert claims.on_emoji(runs[0]) == results[0]  # from what a finished unit has left behind
+    kinds_used = [
+        {key: runs[0].record.fits[f"{kind}-0"][key] for key in ("module", "steps", "batch_size", "lr")}
+        for kind in claims.KINDS
+    ]
+    assert all(used == kinds_used[0] for used in kinds_used), "every kind is trained alike"
     frozen = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(tmp_path.glob("a/*-0/done.ckpt"))]
     assert len(frozen) == len(claims.KINDS)
     backbone = torch.load(tmp_path / "a" / "backbone" / "done.ckpt", weights_only=True)["state_dict"]

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from common.errors import EncoreError
+from common.eval.classification import multi_view_accuracy
 from common.training.cli import run as train
 from common.training.run import Run
 from papers.videomae_v2 import claims, data, stages, video_lists
 from papers.videomae_v2.model import VideoClassifier, VideoMAE, layer_id
-from papers.videomae_v2.module import FineTuning, Pretraining, multi_view_accuracy
+from papers.videomae_v2.module import FineTuning, Pretraining
 from papers.videomae_v2.video_lists import Entry
 from tests.helpers import assert_resumes_exactly
 

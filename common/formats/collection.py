@@ -9,16 +9,21 @@ ranking               query, passage, rank, score
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from common import sources
 from common.errors import EncoreError
+from common.formats.lines import byte_lines, text_lines
 from common.formats.tables import read_table
-from papers.dupmae.search import Judgements, Ranking
+
+Line = TypeVar("Line")
+N = TypeVar("N", int, float)
+Judgements = Mapping[str, Mapping[str, int]]  # query -> document -> relevance; above 0 is relevant
+Ranking = dict[str, list[tuple[str, float]]]  # query -> (document, score), best first
 
 
 class Passage(NamedTuple):
@@ -29,11 +34,16 @@ class Passage(NamedTuple):
 
 
 class Collection(NamedTuple):
-    """corpus: {id: Passage}; queries: {id: text}; judged: {query: {passage: relevance}}."""
+    """corpus: {id: Passage}; queries: {id: text}; judged: {query: {passage: relevance}}.
+
+    shared_ids: a query with the id of a document is that document, as in BEIR (ArguAna, Quora); elsewhere documents and
+    queries are numbered for themselves.
+    """
 
     corpus: Mapping[str, Passage]
     queries: Mapping[str, Passage]
     judged: Judgements
+    shared_ids: bool = False
 
 
 class TextFile(Mapping[str, Passage]):
@@ -42,14 +52,13 @@ class TextFile(Mapping[str, Passage]):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.rows: dict[str, int] = {}
-        starts, end = [], 0
-        for number, line in enumerate(lines(self.path), 1):
+        starts = []
+        for number, (start, line) in enumerate(filled(self.path, byte_lines), 1):
             identifier = self._parse(line, number)[0]
             if identifier in self.rows:
                 raise EncoreError(f"{self.path}:{number}: the id {identifier!r} is there twice; ids must differ")
             self.rows[identifier] = number - 1
-            starts.append(end)
-            end += len(line)
+            starts.append(start)
         self.starts = np.array(starts)
 
     def __getitem__(self, identifier: str) -> Passage:
@@ -69,6 +78,8 @@ class TextFile(Mapping[str, Passage]):
             text = line.decode().rstrip("\r\n")
             if self.path.suffix in (".jsonl", ".json"):
                 row = json.loads(text)
+                if not isinstance(row["text"], str):
+                    raise TypeError("its text is no string")
                 return str(row["_id"] if "_id" in row else row["id"]), Passage(row.get("title") or "", row["text"])
             identifier, *columns = text.split("\t")
             if not 1 <= len(columns) <= 3:
@@ -81,23 +92,19 @@ class TextFile(Mapping[str, Passage]):
             ) from None
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, with their ends. EncoreError when there are none."""
-    try:
-        with path.open("rb") as file:
-            first = file.readline()
-            if not first:
-                raise EncoreError(f"{path}: is empty; make it again")
-            yield first
-            yield from file
-    except OSError as error:
-        raise EncoreError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+def filled(path: Path, lines: Callable[[Path], Iterator[Line]]) -> Iterator[Line]:
+    """The lines of a file. EncoreError when there are none."""
+    line = None
+    for line in lines(path):
+        yield line
+    if line is None:
+        raise EncoreError(f"{path}: is empty; make it again")
 
 
 def rows(path: str | Path, *columns: int, separator: str | None = None) -> Iterator[list[str]]:
     """Fields of every line of a text file; EncoreError when a line has another number of them than allowed."""
-    for number, line in enumerate(lines(Path(path)), 1):
-        fields = line.decode(errors="replace").rstrip("\r\n").split(separator)
+    for number, line in enumerate(filled(Path(path), text_lines), 1):
+        fields = line.split(separator)
         if len(fields) not in columns:
             wanted = " or ".join(map(str, columns))
             raise EncoreError(f"{path}:{number}: expected {wanted} columns, found {len(fields)}; is the file cut off?")
@@ -111,10 +118,7 @@ def read_judgements(path: str | Path) -> dict[str, dict[str, int]]:
         if fields[-1] == "score":
             continue
         passage, grade = (fields[2], fields[3]) if len(fields) == 4 else (fields[1], [*fields, "1"][2])
-        try:
-            judged.setdefault(fields[0], {})[passage] = int(grade)
-        except ValueError:
-            raise EncoreError(f"{path}: the relevance {grade!r} of query {fields[0]} is not a whole number") from None
+        judged.setdefault(fields[0], {})[passage] = _number(int, grade, f"{path}: the relevance", fields[0])
     return judged
 
 
@@ -131,10 +135,7 @@ def read_scores(*paths: str | Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for path in paths:
         for query, passage, score in rows(path, 3):
-            try:
-                found.setdefault(query, {})[passage] = float(score.strip("[]"))
-            except ValueError:
-                raise EncoreError(f"{path}: the score {score!r} of query {query} is not a number") from None
+            found.setdefault(query, {})[passage] = _number(float, score.strip("[]"), f"{path}: the score", query)
     return found
 
 
@@ -142,8 +143,16 @@ def read_ranking(path: str | Path) -> Ranking:
     """{query: [(passage, score), ...]} in the file's order."""
     ranking: Ranking = {}
     for query, passage, _, score in rows(path, 4):
-        ranking.setdefault(query, []).append((passage, float(score)))
+        ranking.setdefault(query, []).append((passage, _number(float, score, f"{path}: the score", query)))
     return ranking
+
+
+def _number(kind: type[N], text: str, what: str, query: str) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        number = "a whole number" if kind is int else "a number"
+        raise EncoreError(f"{what} {text!r} of query {query} is not {number}; mend that line") from None
 
 
 def write_ranking(path: str | Path, ranking: Ranking) -> None:
@@ -154,9 +163,9 @@ def write_ranking(path: str | Path, ranking: Ranking) -> None:
 
 
 def mine_negatives(ranking: Ranking, judged: Judgements) -> dict[str, list[str]]:
-    """Hard negatives (the ANN-mined ones of Sec. 4.1): what a retriever ranks high and nobody judged relevant."""
+    """Hard negatives: what a retriever ranks high and nobody judged relevant; never the query itself (its own id)."""
     return {
-        query: [passage for passage, _ in found if judged.get(query, {}).get(passage, 0) <= 0]
+        query: [name for name, _ in found if name != query and judged.get(query, {}).get(name, 0) <= 0]
         for query, found in ranking.items()
     }
 
@@ -175,18 +184,19 @@ def read_collection(folder: str | Path, split: str, corpus: Mapping[str, Passage
     folder = Path(folder)
     corpus = TextFile(_first(folder, "corpus.tsv", "corpus.jsonl", "corpus.json")) if corpus is None else corpus
     queries = TextFile(_first(folder, f"{split}.query.txt", f"{split}.query.tsv", "queries.jsonl"))
+    beir = queries.path.name == "queries.jsonl"
     judged = read_judgements(_first(folder, f"qrels.{split}.tsv", f"qrels/{split}.tsv"))
     known = {query: grades for query, grades in judged.items() if query in queries.rows}
     if not known:
         raise EncoreError(f"{folder}: no judgement of split {split!r} belongs to one of its queries")
-    return Collection(corpus, queries, known)
+    return Collection(corpus, queries, known, shared_ids=beir)
 
 
 def _first(folder: Path, *names: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise EncoreError(f"{folder}: has none of {', '.join(names)}; see papers/dupmae/collection.py for the layout")
+    raise EncoreError(f"{folder}: has none of {', '.join(names)}; see common/formats/collection.py for the layout")
 
 
 def cranfield() -> Collection:
