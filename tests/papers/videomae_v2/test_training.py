@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from papers.videomae_v2.video_lists import Entry
 from PIL import Image
 
 from common.errors import EncoreError
@@ -17,7 +18,6 @@ from common.training.run import Run
 from papers.videomae_v2 import claims, data, stages, video_lists
 from papers.videomae_v2.model import VideoClassifier, VideoMAE, layer_id
 from papers.videomae_v2.module import FineTuning, Pretraining
-from papers.videomae_v2.video_lists import Entry
 from tests.helpers import assert_resumes_exactly
 
 CONFIGS = Path(data.__file__).parent / "configs"
