@@ -237,6 +237,22 @@ def test_what_is_there_stays_without_force(model, images, tmp_path):
     assert not (tmp_path / "new.parquet").exists()
 
 
+def test_other_files_of_the_same_stem_stay(model, images, tmp_path):
+    folder, names = images
+    for name in ("f.errors.jsonl", "f.csv"):
+        (tmp_path / name).write_text("mine")
+    assert run(model, folder, tmp_path / "f.parquet").rows == len(names)
+    assert [(tmp_path / name).read_text() for name in ("f.errors.jsonl", "f.csv")] == ["mine", "mine"]
+    for foreign in ("g.parquet.errors.jsonl", "g.parquet.parts/thesis.tex"):
+        path = tmp_path / foreign
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(EncoreError, match=f"{path.name}: is no"):
+            run(model, folder, tmp_path / "g.parquet", force=True)
+        assert path.read_text() == "mine"
+        path.unlink()
+
+
 def test_two_runs_on_one_output_do_not_mix(model, images, tmp_path):
     folder, _ = images
     out = tmp_path / "features.parquet"
@@ -327,7 +343,7 @@ def test_the_command_warns_of_some_bad_files_and_fails_when_all_are(model, image
     done = encore(images[0])
     assert done.exit_code == 0
     assert f"{tmp_path / 'f.parquet'}: 11 images" in done.output
-    assert f"warning: 1 images could not be read, see {tmp_path / 'f.errors.jsonl'}" in done.output
+    assert f"warning: 1 images could not be read, see {tmp_path / 'f.parquet.errors.jsonl'}" in done.output
     (tmp_path / "bad").mkdir()
     (images[0] / "bad.png").rename(tmp_path / "bad" / "bad.png")
     done = encore(tmp_path / "bad", "--force")
