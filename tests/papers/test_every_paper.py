@@ -306,7 +306,7 @@ def section(text: str, title: str) -> str:
     """The body of a section of a README."""
     match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert match, f"there is no section {title}"
-    return match[1]
+    return match[match.lastindex]
 
 
 @every_paper
