@@ -184,7 +184,7 @@ def test_files_that_are_absent_unreadable_or_without_examples_are_named(root, tm
         Answers(str(tmp_path), str(root / "hub")).setup()
     file = tmp_path / "file"
     file.write_bytes(b"1 \xff\tyes\n")
-    with pytest.raises(EncoreError, match="file: not a readable UTF-8 text"):
+    with pytest.raises(EncoreError, match="file:1: not a readable UTF-8 text"):
         read_dialogues(file)
     file.write_text("1 your persona: i ski.\n")
     with pytest.raises(EncoreError, match="file: holds no utterance"):
