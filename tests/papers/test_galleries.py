@@ -131,12 +131,13 @@ def test_tokens_stand_under_their_patches():
 def test_restored_text_is_shown_with_its_masks(tmp_path, monkeypatch):
     import dataclasses
 
+    from common.formats.corpora import paragraphs
     from common.formats.tokenizers import train_byte_bpe
     from papers.bart import gallery
     from papers.bart.claims import RECIPES, Text
-    from papers.bart.data import Blocks, bundled_documents, noise_vocabulary
+    from papers.bart.data import Blocks, noise_vocabulary
 
-    documents = bundled_documents()[:40]
+    documents = paragraphs()[:40]
     tokenizer = train_byte_bpe([" ".join(document) for document in documents], 600)
     blocks = Blocks.of(documents, tokenizer, 24)
     text = Text(blocks, blocks, tokenizer, noise_vocabulary(tokenizer))
