@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from common.errors import EncoreError
 from common.training.cli import run as train
+from common.training.recipe import Optim
 from common.training.run import Run
 from papers.nmc_continual import claims, interop, module, pretraining, streams
 from papers.nmc_continual.baselines import EWC, FineTuning, LinearHead, ScaleAndShift
@@ -311,7 +312,7 @@ def test_the_streaming_pass_starts_from_its_config_and_from_a_pretrained_encoder
     assert trained.trainer.callback_metrics["stream/final_accuracy"] > 30  # ten classes, random features
     assert trained.trainer.callback_metrics["stream/restricted_drift"] == 0
     torch.manual_seed(0)
-    made = pretraining.Pretraining(SmallResNet(), num_classes=5)
+    made = pretraining.Pretraining(SmallResNet(), num_classes=5, optim=Optim(lr=1e-3))
     torch.save({"state_dict": made.state_dict()}, tmp_path / "last.ckpt")
     loaded = pretraining.from_checkpoint(str(tmp_path / "last.ckpt"))
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), made.backbone.parameters()))
@@ -322,9 +323,8 @@ def test_the_streaming_pass_starts_from_its_config_and_from_a_pretrained_encoder
 
 def test_pretraining_learns_and_its_rate_follows_a_cosine(tmp_path):
     torch.manual_seed(0)
-    learner = pretraining.Pretraining(
-        encoder(), num_classes=4, lr=1e-2, warmup_steps=2, total_steps=20, weight_decay=0.0
-    )
+    optim = Optim(lr=1e-2, schedule="cosine", warmup=2, total=20)
+    learner = pretraining.Pretraining(encoder(), num_classes=4, optim=optim)
     data = Toy((30, 30), joint=True, epochs=1, batch_size=10)
     data.setup()
 

@@ -8,38 +8,32 @@ from torch import nn
 
 from common.errors import EncoreError
 from common.formats.tokenizers import ClipTokenizer
-from papers.clip.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
+from papers.clip.model import CLIP, ModifiedResNet
 from papers.clip.zero_shot import zero_shot_classifier
+from papers.pre import fixtures
 from papers.pre import model as sizes
 from papers.pre.facts import encoder_multiply_adds
 from papers.pre.model import BiLSTM, BottleneckMLP, ContextTransformer, Prompt, PromptedCLIP, PromptEncoder
 from papers.pre.prompts import context_ids, harmonic_mean, prompt_tokens
+from tests import tiny
 
 TOKENIZER = ClipTokenizer.train(["a photo of a cat."] * 9 + ["a photo of a blue dog."] * 9, 560, context_length=24)
 WORDS, NAMES = "a photo of a", ["cat", "blue_dog", "zebra"]
 VARIANTS = ("lstm1", "lstm2", "mlp1", "mlp2", "transformer")
 
 
-def tiny(resnet: bool = False) -> CLIP:
+def small_clip(resnet: bool = False) -> CLIP:
     """Random weights everywhere, so that gains and biases count."""
     torch.manual_seed(0)
-    image = (
-        ModifiedResNet(image_size=32, layers=(1, 1, 1, 1), width=2, embed_dim=16)
-        if resnet
-        else VisionTransformer(image_size=16, patch_size=8, dim=32, depth=1, num_heads=2, embed_dim=16)
-    )
-    text = TextTransformer(dim=32, depth=2, num_heads=2, vocab_size=len(TOKENIZER), context_length=24, embed_dim=16)
-    clip = CLIP(image, text)
-    with torch.no_grad():
-        for parameter in clip.parameters():
-            if parameter.dim():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return clip
+    clip = fixtures.clip(len(TOKENIZER))
+    if resnet:
+        clip = CLIP(ModifiedResNet(image_size=32, layers=(1, 1, 1, 1), width=2, embed_dim=16), clip.text)
+    return tiny.randomise(clip)
 
 
 def prompted(variant="lstm1", **arguments) -> PromptedCLIP:
     """Started from WORDS."""
-    clip = tiny()
+    clip = small_clip()
     torch.manual_seed(1)
     model = PromptedCLIP(clip, 4, variant, **arguments)
     model.start_from(context_ids(TOKENIZER, WORDS))
@@ -149,7 +143,7 @@ def test_the_gradient_of_the_context_is_that_of_the_prompt_through_encoder_and_r
 
 
 def test_clip_stays_in_eval_mode_and_its_batch_statistics_stay_as_they_are(tokens):
-    model = PromptedCLIP(tiny(resnet=True))
+    model = PromptedCLIP(small_clip(resnet=True))
     before = {name: value.clone() for name, value in model.clip.state_dict().items()}
     model.train()
     assert model.prompt.encoder.training
