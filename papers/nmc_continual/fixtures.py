@@ -15,7 +15,7 @@ from common.interop import vit
 from papers.nmc_continual.model import FrozenViT
 from papers.nmc_continual.streams import CORE50_TEST, CORE50_TRAIN
 
-VIT = {"image_size": 16, "patch_size": 8, "dim": 64, "depth": 2, "num_heads": 1}
+VIT: dict[str, Any] = {"image_size": 16, "patch_size": 8, "dim": 64, "depth": 2, "num_heads": 1}
 
 
 def cifar100_pixels(labels: np.ndarray) -> np.ndarray:
