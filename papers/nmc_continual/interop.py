@@ -38,12 +38,13 @@ def from_hub(directory: str | Path) -> FrozenViT:
 
 def from_timm(path: str | Path) -> FrozenViT:
     """The encoder of a timm file or directory (timm/vit_base_patch16_224.augreg_in21k), sized by its weights."""
+    weights = load_weights(path)
     try:
-        state = vit.TIMM.to_ours(load_weights(path), path)
+        state = vit.TIMM.to_ours(weights, path)
         positions, patch = state["positions"].shape[0], state["embed.proj.weight"]
         depth = 1 + max(int(match[1]) for key in state if (match := re.match(r"blocks\.layers\.(\d+)\.", key)))
         mlp_dim = state["blocks.layers.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError) as error:
+    except (EncoreError, KeyError, ValueError) as error:
         raise EncoreError(f"{path}: not a timm ViT ({error}); give one of vit_base_patch16_224's files") from error
     dim, in_channels, patch_size, _ = patch.shape
     if dim % HEAD_DIM:
