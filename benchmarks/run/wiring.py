@@ -123,7 +123,8 @@ def _settings(claim: Claim, by_seed: dict[int, dict[str, dict[str, Any]]]) -> It
                 words = ", ".join(f"{arm} {value}" for arm, value in values.items())
                 yield f"arms differ in {key} ({words}), which paper.yaml does not say"
         for name in sorted(named):
-            if not any(_covers(name, key) for key in differing):
+            free = all(settings.get(name) is None for settings in claim.arms.values())
+            if not free and not any(_covers(name, key) for key in differing):
                 yield f"arms do not differ in {name}, though paper.yaml says so"
         for arm, settings in claim.arms.items():
             for name, value in settings.items():

@@ -1,11 +1,14 @@
-"""Linear classifiers on frozen features: L-BFGS logistic regression with CLIP's search for the penalty, and ridge."""
+"""Linear classifiers on frozen features: L-BFGS logistic regression with CLIP's search for the penalty, ridge (once, or
+over folds), and softmax regression by Adam for millions of frames."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from torch import Tensor
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifier, RidgeClassifierCV
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.errors import EncoreError
 
@@ -92,3 +95,48 @@ def _arrays(pair: Sequence[Array], name: str) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(x).all():
         raise EncoreError(f"probe: {name} features hold NaN or infinity; the encoder has diverged")
     return x.astype(np.float64), y
+
+
+def ridge_over_folds(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> float:
+    """Accuracy (%) of a ridge classifier on features (N, D), each fold (N,) held out once.
+
+    The ridge strength is chosen inside the training folds by generalised cross-validation; so is the normalisation.
+    """
+    right = np.zeros(len(labels), dtype=bool)
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
+        mean, std = features[train].mean(0), features[train].std(0).mean() + 1e-8
+        classifier = RidgeClassifierCV(alphas=np.logspace(-2, 4, 13))
+        classifier.fit((features[train] - mean) / std, labels[train])
+        right[test] = classifier.predict((features[test] - mean) / std) == labels[test]
+    return 100 * float(right.mean())
+
+
+def softmax_probe(
+    x: Tensor, y: Tensor, num_classes: int, *, steps: int, seed: int, batch_size: int = 256, lr: float = 3e-3
+) -> Callable[[Tensor, Tensor], float]:
+    """A linear softmax classifier on standardised rows x (N, D), y (N,); returns its accuracy (%) as a function of
+    (rows, labels).
+
+    Adam from zero weights, the rate falling linearly to 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = x.mean(dim=0), x.std(dim=0) + 1e-6
+    x = (x - mean) / std
+    weight = nn.Parameter(torch.zeros(num_classes, x.shape[1]))
+    bias = nn.Parameter(torch.zeros(num_classes))
+    optimizer = torch.optim.Adam([weight, bias], lr=lr, fused=True)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        chosen = torch.randint(len(x), (batch_size,), generator=generator)
+        loss = F.cross_entropy(F.linear(x[chosen], weight, bias), y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def accuracy(test_x: Tensor, test_y: Tensor) -> float:
+        scores = F.linear((test_x - mean) / std, weight, bias)
+        return 100 * (scores.argmax(dim=1) == test_y).float().mean().item()
+
+    return accuracy

@@ -1,24 +1,38 @@
 """Loading and resampling of waveforms, and Kaldi's log-mel filterbank."""
 
+import math
 from pathlib import Path
 
 import soundfile
 import torch
 import torchaudio.functional
+from scipy.signal import resample_poly
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from common.errors import EncoreError
 
+RATES = (1_000, 1_000_000)  # Hz that a file may have
+LARGEST_FILTER = 2**20  # numbers in torchaudio's kernel
 
-def load_audio(path: Path | str, sample_rate: int | None = 16000) -> tuple[Tensor, int]:
+
+def load_audio(
+    path: Path | str, sample_rate: int | None = 16000, *, longest: float | None = None
+) -> tuple[Tensor, int]:
     """Mono waveform (samples,) float32 in [-1, 1] and its rate in Hz, resampled unless sample_rate is None. Channels
-    are averaged.
+    are averaged. longest: seconds that a file may last.
 
-    Raises EncoreError, naming the file, when it is missing, broken or empty.
+    Raises EncoreError, naming the file, when it is missing, broken, empty, too long, or its rate is none of audio
+    (1 kHz to 1 MHz).
     """
     try:
-        data, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as file:
+            rate, seconds = file.samplerate, file.frames / file.samplerate
+            if not RATES[0] <= rate <= RATES[1]:
+                raise EncoreError(f"{path}: a sampling rate of {rate} Hz is none of audio; write the file anew")
+            if longest is not None and seconds > longest:
+                raise EncoreError(f"{path}: lasts {seconds:.0f} s, more than {longest:g} s; cut it into pieces")
+            data = file.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise EncoreError(f"{path}: not a readable audio file ({error}); remove or replace it") from None
     if len(data) == 0:
@@ -28,8 +42,18 @@ def load_audio(path: Path | str, sample_rate: int | None = 16000) -> tuple[Tenso
 
 
 def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Band-limited (windowed sinc) resampling of the last axis; rates in Hz."""
-    return torchaudio.functional.resample(waveform, from_rate, to_rate) if from_rate != to_rate else waveform
+    """Band-limited (windowed sinc) resampling of the last axis; rates in Hz.
+
+    torchaudio keeps a filter for each phase, (to / gcd) x (from / gcd) numbers: with odd rates (44,101 Hz) scipy's
+    polyphase filter, which keeps one, does it.
+    """
+    if from_rate == to_rate:
+        return waveform
+    common = math.gcd(from_rate, to_rate)
+    if (from_rate // common) * (to_rate // common) <= LARGEST_FILTER:
+        return torchaudio.functional.resample(waveform, from_rate, to_rate)
+    resampled = resample_poly(waveform.numpy(), to_rate // common, from_rate // common, axis=-1)
+    return torch.from_numpy(resampled).to(waveform)
 
 
 def kaldi_fbank(

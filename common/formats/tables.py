@@ -3,7 +3,7 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import EncoreError
+from common.formats.lines import text_lines
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
@@ -30,12 +31,22 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, li
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, plain or gzipped."""
+    """Text of a UTF-8 file, plain or gzipped, without a byte order mark."""
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise EncoreError(f"{path}: not a readable UTF-8 text ({error}); delete it and fetch it again") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of the non-blank lines of a UTF-8 file, read one by one: some have gigabytes.
+
+    Only a line feed ends a line: texts of the web hold other characters that `str.splitlines` takes for an end.
+    """
+    for number, line in enumerate(text_lines(path), start=1):
+        if line.strip():
+            yield number, line
 
 
 def decode_image(cell: dict[str, Any] | bytes, mode: str = "RGB") -> Image.Image:

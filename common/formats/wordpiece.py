@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from common.errors import EncoreError
+from common.formats.lines import text_lines
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD = 0  # in every BERT vocabulary
@@ -73,8 +74,7 @@ class WordPiece:
         plain, whole = directory / "vocab.txt", directory / "tokenizer.json"
         try:
             if plain.is_file():
-                tokens = plain.read_text(encoding="utf-8").splitlines()
-                return cls({token: i for i, token in enumerate(tokens)})
+                return cls({token: i for i, token in enumerate(text_lines(plain))})
             return cls(Tokenizer.from_file(str(whole)).get_vocab(with_added_tokens=False))
         except EncoreError as error:
             raise EncoreError(f"{directory}: {error}") from None

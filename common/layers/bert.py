@@ -15,37 +15,40 @@ INIT_STD = 0.02
 
 
 class BertEmbeddings(nn.Module):
-    """Word, position and segment embeddings summed, LayerNorm, dropout."""
+    """Word, position and segment embeddings summed, LayerNorm, dropout. max_positions None: there are no positions."""
 
     def __init__(
         self,
         vocab_size: int,
         dim: int,
-        max_positions: int,
+        max_positions: int | None,
         *,
         num_segments: int = 2,
         dropout: float = 0.1,
         pad: int = 0,
+        norm: type[nn.LayerNorm] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocab_size, dim, padding_idx=pad)
-        self.positions = nn.Embedding(max_positions, dim)
+        if max_positions is not None:
+            self.positions = nn.Embedding(max_positions, dim)
         self.segments = nn.Embedding(num_segments, dim)
-        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.norm = norm(dim, eps=EPS)
         self.dropout = dropout
 
     def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
-        """tokens: (B, N) ids; segments: (B, N) ids, default all 0. Returns (B, N, D)."""
+        """tokens: (B, N) ids; segments: (B, N) ids, default all 0. Returns (B, N, D). Without positions any shape."""
         return self.add_positions(self.words(tokens), segments)
 
     def add_positions(self, vectors: Tensor, segments: Tensor | None = None) -> Tensor:
         """The same for vectors (B, N, D) in the place of word embeddings. EncoreError beyond the last position."""
-        length, available = vectors.shape[1], self.positions.num_embeddings
-        if length > available:
-            raise EncoreError(f"a sequence of {length} tokens, but the model has {available} positions; cut it")
+        if hasattr(self, "positions"):
+            length, available = vectors.shape[1], self.positions.num_embeddings
+            if length > available:
+                raise EncoreError(f"a sequence of {length} tokens, but the model has {available} positions; cut it")
+            vectors = vectors + self.positions.weight[:length]
         kind = self.segments.weight[0] if segments is None else self.segments(segments)
-        x = self.norm(vectors + self.positions.weight[:length] + kind)
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(self.norm(vectors + kind), self.dropout, self.training)
 
 
 class Bert(nn.Module):

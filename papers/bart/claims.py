@@ -4,38 +4,29 @@ All arms share data, model, optimizer, steps and, for one seed, the initial weig
 WikiText-2 (its test text for training, its validation text held out) and SST-2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common import sources
+from common.formats.corpora import documents
+from common.formats.labelled_text import Examples
 from common.formats.tables import read_table
 from common.formats.tokenizers import ByteBPE, train_byte_bpe
-from common.training.loaders import train_loader
-from common.training.run import Run, fit
-from papers.bart.data import (
-    Blocks,
-    Denoised,
-    Labelled,
-    Pair,
-    collate_labelled,
-    collate_pairs,
-    named_documents,
-    noise_vocabulary,
-    pad,
-    wrap,
-)
+from common.training.recipe import Optim
+from common.training.run import Run, hand_over, sizes, train_on
+from papers.bart.data import Blocks, Denoised, Pair, collate_pairs, noise_vocabulary, pad
 from papers.bart.generate import Decoding, generate
-from papers.bart.model import BART, BOS, EOS, PAD
+from papers.bart.model import BART, BOS, EOS, PAD, bart_tiny
 from papers.bart.module import Denoising, SequenceClassification, Summarisation
 from papers.bart.noise import Noise, Tokens, Vocabulary
+from papers.bart.tasks import collate_labelled, labelled
 
 NOISES = {
     "infilling": Noise(spans="infilling", ratio=0.3, poisson_lambda=3.0, permute_ratio=0.0),
@@ -43,6 +34,8 @@ NOISES = {
     "rotation": Noise(spans="none", permute_ratio=0.0, rotate_ratio=1.0),
 }  # and the arm "none": no pre-training
 
+OVERLAP = "short blocks that occur in both texts of WikiText-2"
+M = TypeVar("M", bound=L.LightningModule)
 MAX_SENTENCE = 40  # tokens of an SST-2 sentence (the median); longer ones are cut
 
 
@@ -82,15 +75,15 @@ class Text:
 @cache
 def wikitext(recipe: Recipe) -> Text:
     """Blocks of WikiText-2 under a BPE trained on the training part."""
-    train, held_out = named_documents("wikitext2")
+    train, held_out = documents("wikitext2")
     tokenizer = train_byte_bpe([" ".join(document) for document in train], recipe.vocab_size)
-    made = [Blocks.of(documents, tokenizer, recipe.block_length) for documents in (train, held_out)]
+    made = [Blocks.of(part, tokenizer, recipe.block_length) for part in (train, held_out)]
     return Text(made[0], made[1], tokenizer, noise_vocabulary(tokenizer))
 
 
 def noise_function_decides(run: Run) -> dict[str, float]:
     """Pre-train with the arm's noise, then fine-tune twice from there: sentiment and the continuation of a text."""
-    recipe = RECIPES[run.scale]
+    recipe = sizes(run, **RECIPES)
     text = wikitext(recipe)
     start = pretrain(run, recipe, text)
     return {
@@ -101,7 +94,7 @@ def noise_function_decides(run: Run) -> dict[str, float]:
 
 def one_mask_teaches_length(run: Run) -> dict[str, float]:
     """Pre-train with the arm's noise, then let the model fill a single mask for a span of 0 to 5 words."""
-    recipe = RECIPES[run.scale]
+    recipe = sizes(run, **RECIPES)
     text = wikitext(recipe)
     bart = pretrain(run, recipe, text)
     assert bart is not None
@@ -110,21 +103,24 @@ def one_mask_teaches_length(run: Run) -> dict[str, float]:
 
 def pretrain(run: Run, recipe: Recipe, text: Text) -> BART | None:
     """A BART pre-trained with the noise of run.arm, or None for the arm "none"."""
+    run.settings(noise=run.arm)
+    run.split("train", text.train)
+    run.split("test", text.held_out, overlap=OVERLAP)
     if run.arm == "none":
         return None
     L.seed_everything(run.seed, verbose=False)
-    module = Denoising(**_sizes(recipe, recipe.pretraining_steps), lr=4e-3, dropout=0.0, betas=(0.9, 0.98))
+    module = Denoising(_tiny(recipe), _optim(recipe.pretraining_steps, 4e-3, 0.98))
     data = Denoised(text.train, text.vocabulary, NOISES[run.arm])
-    return _train(module, data, run, recipe, "pretraining", recipe.pretraining_steps, collate_pairs).model
+    return _train(module, data, run, recipe, "pretraining", recipe.pretraining_steps).model
 
 
 def continuation(run: Run, recipe: Recipe, text: Text, start: BART | None) -> float:
     """Perplexity (per BPE piece) of the second half of held-out blocks given the first, after fine-tuning on halves."""
     L.seed_everything(run.seed, verbose=False)
-    module = Summarisation(**_sizes(recipe, recipe.continuation_steps), lr=1e-3, label_smoothing=0.0, **_NO_DROPOUT)
+    module = Summarisation(_tiny(recipe), _optim(recipe.continuation_steps, 1e-3, 0.999), label_smoothing=0.0)
     _start_from(module.model, start)
     train = [halves(text.train[i]) for i in range(len(text.train))]
-    _train(module, train, run, recipe, "continuation", recipe.continuation_steps, collate_pairs)
+    _train(module, train, run, recipe, "continuation", recipe.continuation_steps)
     held_out = [halves(text.held_out[i]) for i in range(recipe.held_out_blocks)]
     with torch.no_grad():
         losses = [
@@ -145,11 +141,13 @@ def sentiment(run: Run, recipe: Recipe, text: Text, start: BART | None) -> float
     files = sources.locate("sst2")
     tables = [read_table(files[f"sst2-{split}.parquet"], ["text", "label"]) for split in ("train", "test")]
     train, test = (
-        Labelled(wrap(text.tokenizer, [" " + t for t in table["text"]], MAX_SENTENCE), table["label"])
+        labelled(text.tokenizer, Examples([[" " + t for t in table["text"]]], table["label"]), MAX_SENTENCE)
         for table in tables
     )
+    run.split("train:sst2", train)
+    run.split("test:sst2", test, overlap="sentences that SST-2 has in both splits")
     L.seed_everything(run.seed, verbose=False)
-    module = SequenceClassification(**_sizes(recipe, recipe.sentiment_steps), lr=1e-3, **_NO_DROPOUT)
+    module = SequenceClassification(_tiny(recipe), _optim(recipe.sentiment_steps, 1e-3, 0.98))
     _start_from(module.model.bart, start)
     _train(module, train, run, recipe, "sentiment", recipe.sentiment_steps, collate_labelled)
     hits = total = 0
@@ -210,41 +208,21 @@ def fill_spans(bart: BART, cuts: Sequence[Cut], vocabulary: Vocabulary) -> dict[
     }
 
 
-_NO_DROPOUT: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
+def _tiny(recipe: Recipe) -> BART:
+    return bart_tiny(recipe.vocab_size, max_positions=48, dropout=0.0)
 
 
-def _sizes(recipe: Recipe, steps: int) -> dict[str, Any]:
-    return {
-        "size": "tiny",
-        "vocab_size": recipe.vocab_size,
-        "max_positions": 48,
-        "warmup_steps": max(1, steps // 10),
-        "total_steps": steps,
-    }
+def _optim(steps: int, lr: float, beta2: float) -> Optim:
+    warmup = max(1, steps // 10)
+    return Optim(lr, weight_decay=0.01, betas=(0.9, beta2), schedule="linear", warmup=warmup, total=steps)
 
 
 def _start_from(model: BART, start: BART | None) -> None:
     if start is not None:
-        model.load_state_dict(start.state_dict())
+        hand_over(start, model)
 
 
-def _train(
-    module: Any,
-    data: Any,
-    run: Run,
-    recipe: Recipe,
-    name: str,
-    steps: int,
-    collate: Callable[[Any], tuple[Tensor, ...]],
-) -> Any:
+def _train(module: M, data: Any, run: Run, recipe: Recipe, name: str, steps: int, collate: Any = collate_pairs) -> M:
     """Trains with gradients clipped at 1, on examples in an order that only the seed decides; then in eval mode."""
-    return fit(
-        module,
-        lambda trainer: train_loader(
-            data, recipe.batch_size, seed=run.seed, collate_fn=collate, trainer=trainer, num_batches=steps
-        ),
-        run=run,
-        name=name,
-        max_steps=steps,
-        gradient_clip_val=1.0,
-    )
+    options: Any = {"collate": collate, "gradient_clip_val": 1.0}
+    return train_on(run, module, data, steps=steps, batch_size=recipe.batch_size, name=name, **options)

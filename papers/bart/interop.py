@@ -12,27 +12,46 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import EncoreError
-from common.interop import check_and_load, fuse_qkv, load_config, load_weights, save_weights, split_qkv
-from papers.bart.model import BART, BOS, EOS, PAD, BARTClassifier, BARTTokenClassifier, Stack
+from common.interop import check_and_load, load_config, load_weights, save_weights
+from common.interop.layout import Drop, Entry, Fused, Layout
+from papers.bart.model import BART, BOS, EOS, PAD, BARTClassifier, BARTTokenClassifier
 
 State = dict[str, Tensor]
+Row = Entry | tuple[str, str]
 
-STACK_NAMES = {"embed_positions.weight": "positions.weight", "layernorm_embedding.": "norm."}
-LAYER_NAMES = {
-    "self_attn.out_proj.": "attn.out.",
-    "self_attn_layer_norm.": "norm1.",
-    "encoder_attn.q_proj.": "cross.q.",
-    "encoder_attn.out_proj.": "cross.out.",
-    "encoder_attn_layer_norm.": "norm_cross.",
-    "fc1.": "mlp.fc1.",
-    "fc2.": "mlp.fc2.",
-    "final_layer_norm.": "norm2.",
-}
-HEAD_NAMES = {
-    "classification_head.dense.": "head.dense.",
-    "classification_head.out_proj.": "head.out.",
-    "qa_outputs.": "out.",
-}
+_SELF: list[Row] = [
+    Fused(("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."), "attn.qkv."),
+    ("self_attn.out_proj.", "attn.out."),
+    ("self_attn_layer_norm.", "norm1."),
+    ("fc1.", "mlp.fc1."),
+    ("fc2.", "mlp.fc2."),
+    ("final_layer_norm.", "norm2."),
+]
+_CROSS: list[Row] = [
+    ("encoder_attn.q_proj.", "cross.q."),
+    Fused(("encoder_attn.k_proj.", "encoder_attn.v_proj."), "cross.kv."),
+    ("encoder_attn.out_proj.", "cross.out."),
+    ("encoder_attn_layer_norm.", "norm_cross."),
+]
+_STACK: list[Row] = [("embed_positions.", "positions."), ("layernorm_embedding.", "norm."), Drop("version")]
+
+
+def _side(name: str, layer: list[Row]) -> Layout:
+    return Layout(_STACK).under(f"{name}.", f"{name}.") + Layout(layer).under(
+        f"{name}.layers.*.", f"{name}.blocks.layers.*."
+    )
+
+
+BODY = Layout([("shared.weight", "tokens.weight")]) + _side("encoder", _SELF) + _side("decoder", _SELF + _CROSS)
+HEADS = Layout(
+    [
+        ("classification_head.dense.", "head.dense."),
+        ("classification_head.out_proj.", "head.out."),
+        ("qa_outputs.", "out."),
+    ]
+)
+LAYOUT = BODY.under("model.")  # of a BART
+HEADED = HEADS + BODY.under("model.", "bart.")  # of one with a head
 TIED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 
 
@@ -49,7 +68,7 @@ def load(path: str | Path) -> BART | BARTClassifier | BARTTokenClassifier:
         model = BARTClassifier(bart, classes, dropout=config.get("classifier_dropout") or 0.0)
     elif "qa_outputs.weight" in state:
         model = BARTTokenClassifier(bart, state["qa_outputs.weight"].shape[0])
-    check_and_load(model, from_hub(state, config, path), path)
+    check_and_load(model, from_hub(state, path), path)
     return model.eval()
 
 
@@ -59,7 +78,7 @@ def load_into(model: nn.Module, path: str | Path) -> None:
     A head that the file does not have keeps its initialisation (fine-tuning starts that way); everything else must fit,
     or the EncoreError says which sizes differ.
     """
-    state = from_hub(load_weights(path), load_config(path), path)
+    state = from_hub(load_weights(path), path)
     if not isinstance(model, BART) and "tokens.weight" in state:
         state = {f"bart.{k}": v for k, v in state.items()}
         state |= {k: v for k, v in model.state_dict().items() if not k.startswith("bart.")}
@@ -83,9 +102,9 @@ def save(model: BART | BARTClassifier | BARTTokenClassifier, directory: str | Pa
     save_weights(directory, to_hub(model), config)
 
 
-def from_hub(state: State, config: dict[str, Any], source: str | Path = "checkpoint") -> State:
+def from_hub(state: State, source: str | Path = "checkpoint") -> State:
     """Hub names to ours. With a head in the file our names begin with `bart.` and the head's own."""
-    state = {k.removeprefix("model."): v for k, v in state.items() if not k.endswith(".version")}
+    state = {name.removeprefix("model."): value for name, value in state.items()}
     tied = [state.pop(name) for name in TIED if name in state]
     if not tied:
         raise EncoreError(f"{source}: no embedding matrix ({TIED[0]}); this is not a BART checkpoint")
@@ -94,37 +113,17 @@ def from_hub(state: State, config: dict[str, Any], source: str | Path = "checkpo
     bias = state.pop("final_logits_bias", None)
     if bias is not None and bool(bias.any()):
         raise EncoreError(f"{source}: final_logits_bias is not zero, but BART has no bias on its output logits")
-    for stack, layers in (("encoder", config.get("encoder_layers")), ("decoder", config.get("decoder_layers"))):
-        for i in range(layers or 0):
-            layer = f"{stack}.layers.{i}"
-            for kind in ("weight", "bias"):
-                _fuse(state, layer, "self_attn", ("q", "k", "v"), f"attn.qkv.{kind}", kind)
-                if stack == "decoder":
-                    _fuse(state, layer, "encoder_attn", ("k", "v"), f"cross.kv.{kind}", kind)
-    ours = {"tokens.weight": tied[0]}
-    head = {}
-    for name, value in state.items():
-        if name.startswith(("encoder.", "decoder.")):
-            ours[_renamed(name.replace(".layers.", ".blocks.layers."), STACK_NAMES | LAYER_NAMES)] = value
-        else:
-            head[_renamed(name, HEAD_NAMES)] = value
-    return {f"bart.{k}": v for k, v in ours.items()} | head if head else ours
+    headed = any(name.startswith(("classification_head.", "qa_outputs.")) for name in state)
+    layout = HEADS + BODY.under(ours="bart.") if headed else BODY
+    return layout.to_ours({TIED[0]: tied[0], **state}, source)
 
 
 def to_hub(model: BART | BARTClassifier | BARTTokenClassifier) -> State:
     """Our names to the hub's; the embedding is written once, as `model.shared.weight`."""
-    bart = model if isinstance(model, BART) else model.bart
-    hub: State = {"model.shared.weight": bart.tokens.weight}
-    back = {ours: theirs for theirs, ours in (STACK_NAMES | LAYER_NAMES).items()}
-    for side, stack in (("encoder", bart.encoder), ("decoder", bart.decoder)):
-        for name, value in _split(stack).items():
-            hub[f"model.{side}." + _renamed(name.replace("blocks.layers.", "layers."), back)] = value
-    if isinstance(model, BART):
-        hub["final_logits_bias"] = torch.zeros(1, bart.tokens.num_embeddings)
-    else:
-        head = {ours: theirs for theirs, ours in HEAD_NAMES.items()}
-        hub |= {_renamed(k, head): v for k, v in model.state_dict().items() if not k.startswith("bart.")}
-    return hub
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    if not isinstance(model, BART):
+        return HEADED.to_theirs(state)
+    return LAYOUT.to_theirs(state) | {"final_logits_bias": torch.zeros(1, model.tokens.num_embeddings)}
 
 
 def model_arguments(config: dict[str, Any], source: str | Path = "config.json") -> dict[str, Any]:
@@ -180,34 +179,3 @@ def hub_config(bart: BART) -> dict[str, Any]:
         "decoder_start_token_id": EOS,
         "forced_eos_token_id": EOS,
     }
-
-
-def _fuse(state: State, layer: str, block: str, parts: tuple[str, ...], target: str, kind: str) -> None:
-    names = [f"{layer}.{block}.{p}_proj.{kind}" for p in parts]
-    if all(name in state for name in names):  # an incomplete file is reported by check_and_load
-        if len(parts) == 3:
-            q, k, v = names
-            fuse_qkv(state, q, k, v, f"{layer}.{target}")
-        else:
-            state[f"{layer}.{target}"] = torch.cat([state.pop(name) for name in names])
-
-
-def _split(stack: Stack) -> State:
-    state = {k: v.detach() for k, v in stack.state_dict().items()}
-    for i in range(len(stack.blocks)):
-        layer = f"blocks.layers.{i}"
-        for kind in ("weight", "bias"):
-            parts = [f"{layer}.self_attn.{p}_proj.{kind}" for p in "qkv"]
-            split_qkv(state, f"{layer}.attn.qkv.{kind}", *parts)
-            if f"{layer}.cross.kv.{kind}" in state:
-                parts = [f"{layer}.encoder_attn.{p}_proj.{kind}" for p in "kv"]
-                split_qkv(state, f"{layer}.cross.kv.{kind}", *parts)
-    return state
-
-
-def _renamed(name: str, table: dict[str, str]) -> str:
-    for old, new in table.items():
-        at = name.find(old)
-        if at == 0 or (at > 0 and name[at - 1] == "."):
-            return name[:at] + new + name[at + len(old) :]
-    return name

@@ -1,5 +1,7 @@
 """BART (Sec. 2.1, 3): a post-norm encoder-decoder Transformer with one embedding matrix, and its task heads."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,8 +107,7 @@ class BART(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.config = {
-            "vocab_size": vocab_size,
+        stack = {
             "dim": dim,
             "depth": depth,
             "num_heads": num_heads,
@@ -116,8 +117,8 @@ class BART(nn.Module):
             "attention_dropout": attention_dropout,
             "activation_dropout": activation_dropout,
         }
+        self.config = {"vocab_size": vocab_size, **stack}
         self.init_std = init_std
-        stack = {k: v for k, v in self.config.items() if k != "vocab_size"}
         self.tokens = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.encoder = Stack(**stack, cross=False)  # type: ignore[arg-type]
         self.decoder = Stack(**stack, cross=True)  # type: ignore[arg-type]
@@ -213,7 +214,7 @@ def last_eos(source: Tensor) -> Tensor:
 class BARTTokenClassifier(nn.Module):
     """Token classification (Sec. 3.2): the decoder's top state of every token is classified.
 
-    With two classes read as start and end of an answer it is the SQuAD model (see best_span).
+    With two classes read as start and end of an answer it is the SQuAD model.
     """
 
     def __init__(self, bart: BART, num_classes: int) -> None:
@@ -225,20 +226,6 @@ class BARTTokenClassifier(nn.Module):
     def forward(self, source: Tensor) -> Tensor:
         """source: (B, N) ids -> (B, N, C)."""
         return self.out(self.bart(source))
-
-
-def best_span(start: Tensor, end: Tensor, valid: Tensor, max_length: int = 30) -> tuple[Tensor, Tensor]:
-    """Most likely answer: start, end logits (B, N), valid (B, N) bool -> first and last position, each (B,).
-
-    Maximises start[i] + end[j] over valid i <= j < i + max_length.
-    """
-    length = start.shape[1]
-    i = torch.arange(length, device=start.device)
-    allowed = (i[:, None] <= i[None, :]) & (i[None, :] < i[:, None] + max_length)
-    allowed = allowed & valid[:, :, None] & valid[:, None, :]
-    score = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, float("-inf"))
-    best = score.flatten(1).argmax(dim=1)
-    return best // length, best % length
 
 
 class BARTTranslator(nn.Module):
@@ -297,51 +284,27 @@ def set_dropout(root: nn.Module, p: float) -> None:
                 setattr(module, name, p)
 
 
-def bart_base(
-    vocab_size: int = 50265, dropout: float = 0.1, attention_dropout: float = 0.0, max_positions: int = 1024
-) -> BART:
-    """6 + 6 layers, width 768: 139,420,416 parameters."""
-    return BART(
-        vocab_size=vocab_size,
-        dim=768,
-        depth=6,
-        num_heads=12,
-        mlp_dim=3072,
-        max_positions=max_positions,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-    )
+def bart_base(vocab_size: int = 50265, **options: Any) -> BART:
+    """6 + 6 layers, width 768."""
+    return BART(vocab_size=vocab_size, dim=768, depth=6, num_heads=12, mlp_dim=3072, **options)
 
 
-def bart_large(
-    vocab_size: int = 50265, dropout: float = 0.1, attention_dropout: float = 0.0, max_positions: int = 1024
-) -> BART:
-    """12 + 12 layers, width 1024: 406,291,456 parameters."""
-    return BART(
-        vocab_size=vocab_size,
-        dim=1024,
-        depth=12,
-        num_heads=16,
-        mlp_dim=4096,
-        max_positions=max_positions,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-    )
+def bart_large(vocab_size: int = 50265, **options: Any) -> BART:
+    """12 + 12 layers, width 1024."""
+    return BART(vocab_size=vocab_size, dim=1024, depth=12, num_heads=16, mlp_dim=4096, **options)
 
 
-def bart_large_cnn(dropout: float = 0.1, attention_dropout: float = 0.0) -> BART:
-    """The summarisation checkpoints (CNN/DM, XSum) have no row for `<mask>`: 50,264 entries, 406,290,432 parameters."""
-    return bart_large(50264, dropout, attention_dropout)
+def bart_large_cnn(**options: Any) -> BART:
+    """The summarisation checkpoints (CNN/DM, XSum) have no row for `<mask>`: 50,264 entries."""
+    return bart_large(50264, **options)
 
 
-def bart_large_mnli(dropout: float = 0.1, attention_dropout: float = 0.0) -> BARTClassifier:
+def bart_large_mnli() -> BARTClassifier:
     """Large with the three-class head of the MNLI checkpoint (contradiction, neutral, entailment)."""
-    return BARTClassifier(bart_large(dropout=dropout, attention_dropout=attention_dropout), num_classes=3)
+    return BARTClassifier(bart_large(), num_classes=3)
 
 
-def bart_tiny(
-    vocab_size: int = 600, dropout: float = 0.1, attention_dropout: float = 0.0, max_positions: int = 64
-) -> BART:
+def bart_tiny(vocab_size: int = 600, max_positions: int = 64, **options: Any) -> BART:
     """2 + 2 layers, width 96: the size of our small-scale claims (0.6 M parameters with 600 entries).
 
     init_std grows as the square root of the width shrinks, so that a linear layer keeps the gain it has in large; with
@@ -354,9 +317,8 @@ def bart_tiny(
         num_heads=4,
         mlp_dim=384,
         max_positions=max_positions,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
         init_std=0.02 * (1024 / 96) ** 0.5,
+        **options,
     )
 
 

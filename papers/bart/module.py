@@ -1,199 +1,155 @@
-"""Training BART: denoising pre-training (Sec. 2.2), sequence classification (3.1, 5.2) and summarisation (3.3, 5.3)."""
+"""Training BART: denoising pre-training (Sec. 2.2, 5.1) and the fine-tuning of Sec. 3 and 5.
 
-from typing import Any, Literal
+Every module takes the model of a size (model.bart_base, ...) and, to fine-tune, `checkpoint`: the hub directory its
+weights come from.
+"""
 
-import lightning as L
-import torch.nn.functional as F
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import sacrebleu
 from torch import Tensor
-from torchmetrics import MatthewsCorrCoef, Metric, PearsonCorrCoef
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import SQuAD
 
+from common.eval.questions import SpanExtraction, update_score
 from common.eval.rouge import rouge
-from common.training.optim import adamw, schedule
+from common.eval.seq2seq import Seq2Seq
+from common.eval.text_tasks import Measure, TextTask
+from common.training.recipe import Optim, Recipe
 from papers.bart.generate import Decoding, generate
 from papers.bart.interop import load_into
-from papers.bart.model import BART, BARTClassifier, bart_base, bart_large, bart_tiny, set_dropout
+from papers.bart.model import BART, PAD, BARTClassifier, BARTTokenClassifier, BARTTranslator, set_dropout
 
-Size = Literal["tiny", "base", "large"]
 Batch = tuple[Tensor, Tensor]
-SIZES = {"tiny": bart_tiny, "base": bart_base, "large": bart_large}
 
 
-def decayed(
-    module: L.LightningModule,
-    *,
-    lr: float,
-    warmup_steps: int,
-    total_steps: int,
-    betas: tuple[float, float],
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> Any:
-    """AdamW with linear warm-up and linear ("polynomial, power 1") decay to zero: every BART recipe."""
-    optimizer = adamw(module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
-    return schedule(optimizer, "linear", warmup=warmup_steps, total=total_steps)
-
-
-class Denoising(L.LightningModule):
+class Denoising(Recipe):
     """Pre-training: the decoder writes the whole original block while it reads the corrupted one.
 
     Cross entropy over all tokens without label smoothing. Dropout is off for the last `dropout_off` of the steps.
     """
 
-    def __init__(
-        self,
-        size: Size = "base",
-        vocab_size: int = 50265,
-        max_positions: int = 1024,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        lr: float = 4e-4,
-        warmup_steps: int = 10_000,
-        total_steps: int = 500_000,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        dropout_off: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.model: BART = SIZES[size](
-            vocab_size, dropout=dropout, attention_dropout=attention_dropout, max_positions=max_positions
-        )
-        self.optimizer = {
-            "lr": lr,
-            "warmup_steps": warmup_steps,
-            "total_steps": total_steps,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
-        self.last_step_with_dropout = round((1 - dropout_off) * total_steps)
+    def __init__(self, model: BART, optim: Optim, dropout_off: float = 0.1) -> None:
+        super().__init__(optim)
+        self.model, self.dropout_off = model, dropout_off
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.trainer.global_step >= self.last_step_with_dropout:
+        if self.trainer.global_step >= round((1 - self.dropout_off) * self.total_steps):
             set_dropout(self.model, 0.0)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         source, target = batch
-        loss = self.model.loss(source, target)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        source, target = batch
-        self.log("val/loss", self.model.loss(source, target), batch_size=len(source), prog_bar=True)
-
-    def configure_optimizers(self) -> Any:
-        return decayed(self, **self.optimizer)  # type: ignore[arg-type]
+        return self.model.loss(source, target)
 
 
-class SequenceClassification(L.LightningModule):
-    """GLUE fine-tuning from a pre-trained checkpoint (a hub directory); num_classes 1 is regression (STS-B)."""
+class SequenceClassification(TextTask):
+    """GLUE (Sec. 3.1, 5.2) through the decoder's state at the last `</s>`; num_classes 1 is regression (STS-B)."""
 
     def __init__(
         self,
-        size: Size = "large",
+        model: BART,
+        optim: Optim,
         num_classes: int = 2,
-        vocab_size: int = 50265,
-        max_positions: int = 1024,
+        measures: Sequence[Measure] = ("accuracy",),
         checkpoint: str | None = None,
-        metric: Literal["accuracy", "matthews", "pearson"] = "accuracy",
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        lr: float = 1e-5,
-        warmup_steps: int = 61,
-        total_steps: int = 1018,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        bart = SIZES[size](
-            vocab_size, dropout=dropout, attention_dropout=attention_dropout, max_positions=max_positions
-        )
-        self.model = BARTClassifier(bart, num_classes)
+        super().__init__(optim, num_classes, measures)
+        self.model: BARTClassifier = BARTClassifier(model, num_classes)
         if checkpoint is not None:
             load_into(self.model, checkpoint)
-        self.regression = num_classes == 1
-        self.metric_name = metric
-        self.metric: Metric = {
-            "accuracy": lambda: MulticlassAccuracy(num_classes, average="micro"),
-            "matthews": lambda: MatthewsCorrCoef(task="multiclass", num_classes=num_classes),
-            "pearson": PearsonCorrCoef,
-        }[metric]()
-        self.optimizer = {"lr": lr, "warmup_steps": warmup_steps, "total_steps": total_steps, "betas": (0.9, 0.98)}
-
-    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """scores: (B, C); labels: (B,) classes, or values for regression."""
-        return F.mse_loss(scores[:, 0], labels) if self.regression else F.cross_entropy(scores, labels)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        ids, labels = batch
-        loss = self.loss(self.model(ids), labels)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        ids, labels = batch
-        scores = self.model(ids)
-        self.metric.update(scores[:, 0] if self.regression else scores.argmax(dim=-1), labels)
-        self.log("val/loss", self.loss(scores, labels), batch_size=len(ids))
-        self.log(f"val/{self.metric_name}", self.metric, batch_size=len(ids), prog_bar=True)
-
-    def configure_optimizers(self) -> Any:
-        return decayed(self, **self.optimizer)  # type: ignore[arg-type]
 
 
-class Summarisation(L.LightningModule):
-    """Fine-tuning on (document, summary) pairs with label smoothing; `test` writes summaries and measures ROUGE.
+class Answering(SpanExtraction):
+    """SQuAD (Sec. 3.2, 5.2): start and end of an answer over the decoder's states."""
 
-    Label smoothing spreads its share evenly over the whole vocabulary, the right token included.
+    def __init__(self, model: BART, optim: Optim, checkpoint: str | None = None) -> None:
+        super().__init__(optim)
+        self.model: BARTTokenClassifier = BARTTokenClassifier(model, num_classes=2)
+        if checkpoint is not None:
+            load_into(self.model, checkpoint)
+
+
+class Summarisation(Seq2Seq):
+    """Summaries and long answers (Sec. 3.3, 5.3): `test` writes them and measures ROUGE."""
+
+    def __init__(
+        self,
+        model: BART,
+        optim: Optim,
+        label_smoothing: float = 0.1,
+        decoding: Decoding = Decoding(),  # noqa: B008 (a frozen dataclass)
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__(optim, label_smoothing)
+        self.model: BART = model
+        self.decoding = decoding
+        if checkpoint is not None:
+            load_into(self.model, checkpoint)
+
+    def write(self, source: Tensor) -> Tensor:
+        return generate(self.model, source, self.decoding)[0]
+
+    def measure(self, written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        return rouge(written, references)
+
+
+class Replies(Summarisation):
+    """ConvAI2 (Sec. 5.3, Table 4): pairs of (persona and dialogue, reply).
+
+    `test` logs test/f1, the mean over replies of the F1 of their words in percent (lower case, no punctuation, no
+    articles), and test/perplexity: e to the nats of all tokens of the references over their words, each reply's end
+    counted as one word. A word between spaces may be several tokens.
     """
 
-    def __init__(
-        self,
-        size: Size = "large",
-        vocab_size: int = 50265,
-        max_positions: int = 1024,
-        checkpoint: str | None = None,
-        label_smoothing: float = 0.1,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        lr: float = 3e-5,
-        warmup_steps: int = 500,
-        total_steps: int = 20_000,
-        decoding: Decoding = Decoding(),  # noqa: B008 (a frozen dataclass)
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.model: BART = SIZES[size](
-            vocab_size, dropout=dropout, attention_dropout=attention_dropout, max_positions=max_positions
-        )
-        if checkpoint is not None:
-            load_into(self.model, checkpoint)
-        self.label_smoothing, self.decoding = label_smoothing, decoding
-        self.optimizer = {"lr": lr, "warmup_steps": warmup_steps, "total_steps": total_steps, "betas": (0.9, 0.999)}
-        self.written: list[tuple[str, str]] = []
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        source, target = batch
-        loss = self.model.loss(source, target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        source, target = batch
-        self.log("val/loss", self.model.loss(source, target), batch_size=len(source), prog_bar=True)
+    nats = 0.0
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        source, target = batch
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        tokens, _ = generate(self.model, source, self.decoding)
-        self.written += [(tokenizer.decode(a).strip(), tokenizer.decode(b).strip()) for a, b in zip(tokens, target)]
+        super().test_step(batch, batch_idx)
+        self.nats += self.pair_loss(batch, 0.0).item() * int(batch[1].ne(PAD).sum())
 
-    def on_test_epoch_end(self) -> None:
-        scores = rouge([ours for ours, _ in self.written], [reference for _, reference in self.written])
-        self.log_dict({f"test/{name}": value for name, value in scores.items()})
-        self.written.clear()
+    def measure(self, written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        nats, self.nats = self.nats, 0.0
+        words = sum(len(reference.split()) + 1 for reference in references)
+        score = SQuAD()
+        update_score(score, written, [[reference] for reference in references])
+        return {"f1": float(score.compute()["f1"]), "perplexity": math.exp(nats / words)}
+
+
+class Translation(Seq2Seq):
+    """Into BART's language with a new source encoder (Sec. 3.4, 5.4). For `new_parts_steps` only that encoder, BART's
+    positions and the input projection of its first encoder layer learn, then everything does."""
+
+    def __init__(
+        self,
+        model: BART,
+        optim: Optim,
+        source_vocab_size: int = 40000,
+        source_depth: int = 6,
+        new_parts_steps: int = 40_000,
+        label_smoothing: float = 0.1,
+        decoding: Decoding = Decoding(beam=5, max_length=256),  # noqa: B008 (a frozen dataclass)
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__(optim, label_smoothing)
+        if checkpoint is not None:
+            load_into(model, checkpoint)
+        self.model: BARTTranslator = BARTTranslator(model, source_vocab_size, source_depth)
+        self.new_parts_steps, self.decoding = new_parts_steps, decoding
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.global_step < self.new_parts_steps:
+            self.model.train_new_parts()
+        else:
+            self.model.train_everything()
 
     def configure_optimizers(self) -> Any:
-        return decayed(self, **self.optimizer)  # type: ignore[arg-type]
+        self.model.train_everything()  # the optimizer must know all parameters; frozen ones have no gradient
+        return super().configure_optimizers()
+
+    def write(self, source: Tensor) -> Tensor:
+        return generate(self.model, source, self.decoding)[0]
+
+    def measure(self, written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """BLEU in percent by sacreBLEU."""
+        return {"bleu": sacrebleu.corpus_bleu(list(written), [list(references)]).score}

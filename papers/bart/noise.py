@@ -146,13 +146,19 @@ def infill(
 def insert_masks(
     tokens: Tokens, count: int, vocabulary: Vocabulary, rng: np.random.Generator, random_ratio: float = 0.0
 ) -> Tokens:
-    """`count` masks at random places between the first and the last token; the others keep their order."""
+    """`count` masks at random places between the first and the last token; the others keep their order.
+
+    Of inserted masks ceil(random_ratio * count) are random tokens, while those that replace words are so by chance, one
+    by one: the released code draws the two in these ways.
+    """
     length = len(tokens) + count
-    is_new = np.zeros(length, dtype=bool)
-    is_new[1 + rng.permutation(length - 2)[:count]] = True
+    places = 1 + rng.permutation(length - 2)[:count]
     result = np.empty(length, dtype=np.int64)
-    result[is_new] = _masks(count, vocabulary, random_ratio, rng)
-    result[~is_new] = tokens
+    result[places] = vocabulary.mask
+    if random_ratio > 0:
+        random = places[: budget(random_ratio, count)]
+        result[random] = _random_tokens(len(random), vocabulary, rng)
+    result[np.delete(np.arange(length), places)] = tokens
     return result
 
 
@@ -184,8 +190,12 @@ def _masks(count: int, vocabulary: Vocabulary, random_ratio: float, rng: np.rand
     ids = np.full(count, vocabulary.mask, dtype=np.int64)
     if random_ratio > 0:
         random = rng.random(count) < random_ratio
-        ids[random] = rng.integers(FIRST_TEXT_ID, len(vocabulary.word_start), size=int(random.sum()))
+        ids[random] = _random_tokens(int(random.sum()), vocabulary, rng)
     return ids
+
+
+def _random_tokens(count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> Tokens:
+    return rng.integers(FIRST_TEXT_ID, len(vocabulary.word_start), size=count)
 
 
 def poisson_probability(k: int, poisson_lambda: float = 3.0) -> float:

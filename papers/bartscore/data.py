@@ -4,14 +4,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightning as L
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.errors import EncoreError
-from common.formats.tables import read_text
+from common.formats.tables import numbered_lines
 from common.formats.tokenizers import ByteBPE, load_byte_bpe, train_byte_bpe
-from common.training.loaders import train_loader
-from papers.bart.data import Pairs, collate_pairs
+from common.training.loaders import Loaders
+from papers.bart.data import Pair, collate_pairs
+from papers.bart.tasks import Pairs
 from papers.bartscore import generated
 from papers.bartscore.judged import Judged, read
 from papers.bartscore.references import Groups, group, rewritings
@@ -25,9 +26,7 @@ def read_pairs(file: str | Path) -> list[TextPair]:
     EncoreError names the file and line that is not such an object, or has an empty text.
     """
     found = []
-    for number, line in enumerate(read_text(Path(file)).splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(Path(file)):
         try:
             row = json.loads(line)
             pair = row["text"].strip(), row["summary"].strip()
@@ -43,7 +42,7 @@ def read_pairs(file: str | Path) -> list[TextPair]:
     return found
 
 
-class ScorerData(L.LightningDataModule):
+class ScorerData(Loaders):
     """Batches (source, target) for `fit` and judged texts of the named `sets` for `test`.
 
     train, valid: JSON-lines files as ParaBank2 is given to the official script. references: instead of files, the
@@ -67,11 +66,10 @@ class ScorerData(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 666,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.sets, self.released = tuple(sets), released
         self.files, self.references = (train, valid), tuple(references)
-        self.tokenizer_path, self.vocab_size = tokenizer, vocab_size
-        self.max_length, self.batch_size, self.num_workers, self.seed = max_length, batch_size, num_workers, seed
+        self.tokenizer_path, self.vocab_size, self.max_length = tokenizer, vocab_size, max_length
         self.tokenizer: ByteBPE | None = None
         self.judged: list[tuple[str, Judged]] | None = None
 
@@ -105,21 +103,10 @@ class ScorerData(L.LightningDataModule):
 
     def _encoded(self, pairs: Sequence[TextPair]) -> Pairs:
         assert self.tokenizer is not None
-        sources, targets = zip(*pairs)
-        return Pairs(sources, targets, self.tokenizer, self.max_length, self.max_length)
+        return Pairs(pairs, self.tokenizer, self.max_length, self.max_length)
 
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self.train,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate_pairs,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.valid, self.batch_size, collate_fn=collate_pairs)
+    def collate(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        return collate_pairs(pairs)
 
     def test_dataloader(self) -> DataLoader:
         """Lists of rows of `judged`."""

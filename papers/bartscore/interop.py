@@ -44,7 +44,7 @@ def load_weights_into(scorer: BARTScorer, weights: str | Path) -> None:
         return
     if all(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): value for name, value in state.items()}
-    check_and_load(scorer.bart, interop.from_hub(state, interop.hub_config(scorer.bart), weights), weights)
+    check_and_load(scorer.bart, interop.from_hub(state, weights), weights)
 
 
 def _own(state: dict) -> dict:

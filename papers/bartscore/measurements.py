@@ -9,16 +9,16 @@ import numpy as np
 
 from common.errors import EncoreError
 from common.training.run import Run
-from papers.bartscore import generated, ngram
+from papers.bartscore import ngram
 from papers.bartscore.judged import SETS, Judged, Protocol, read_named
 from papers.bartscore.meta import Values, agreement
 
 Metrics = dict[str, float]
-SMOKE_ROWS = 40
+SMOKE_DOCUMENTS = 12
 
 
 def n_gram_baselines(run: Run) -> Metrics:
-    """{"<set>_<judgement>_<statistic>_<quantity>": value} of the metric run.arm; at smoke scale on generated text."""
+    """{"<set>_<judgement>_<statistic>_<quantity>": value} of the metric run.arm; at smoke scale of a few documents."""
     arms: dict[str, Callable[[bool], Metrics]] = {"unigram": unigrams, "rouge": rouges, "bleu": bleus, "chrf": chrfs}
     if run.arm not in arms:
         raise EncoreError(f"unknown metric {run.arm!r}; one of {', '.join(arms)}")
@@ -26,10 +26,10 @@ def n_gram_baselines(run: Run) -> Metrics:
 
 
 def rows_of(name: str, smoke: bool) -> tuple[Protocol, list[Judged]]:
-    """A set as released (tokenised); at smoke scale generated texts under the protocol of data-to-text."""
-    if smoke:
-        return SETS["generated"], generated.judged(SMOKE_ROWS)
-    return SETS[name], read_named(name)
+    """A set as released (tokenised); at smoke scale its first documents."""
+    rows = read_named(name)
+    kept = set(list(dict.fromkeys(row.document for row in rows))[:SMOKE_DOCUMENTS])
+    return SETS[name], [row for row in rows if row.document in kept] if smoke else rows
 
 
 def largest(several: Sequence[Sequence[ngram.Overlap]], quantity: str) -> Values:

@@ -129,20 +129,11 @@ def compare_by_document(
     return subset_test(documents, compare)
 
 
-def compare_pooled(correlation: Correlation, human: Values, first: Values, second: Values) -> Comparison:
-    """subset_test of two metrics on pooled rows, where every row is a document of its own (data-to-text, QAGS)."""
-
-    def compare(some: list[Hashable]) -> tuple[float, float]:
-        rows = np.array(some)
-        return correlation(human[rows], first[rows]), correlation(human[rows], second[rows])
-
-    return subset_test(range(len(human)), compare)
-
-
-def compare_pairs(
+def compare_rows(
     agreement: Callable[[Values, Values], float], first: tuple[Values, Values], second: tuple[Values, Values]
 ) -> Comparison:
-    """subset_test of two metrics on better/worse pairs; first, second: (scores of the better, of the worse) texts."""
+    """subset_test of two metrics where every row is a document of its own: first, second are what `agreement` takes,
+    (human, metric) on data-to-text and QAGS, the scores of the (better, worse) texts of pairs."""
 
     def compare(some: list[Hashable]) -> tuple[float, float]:
         rows = np.array(some)

@@ -39,15 +39,15 @@ class BARTScorer(nn.Module):
 
 
 def bartscore() -> BARTScorer:
-    """The plain scorer on bart-large: 406,291,456 parameters."""
+    """The plain scorer on bart-large."""
     return BARTScorer(bart_large())
 
 
 def bartscore_cnn() -> BARTScorer:
-    """`+CNN`, on the checkpoint for CNN/DailyMail: 406,290,432 parameters. `+CNN+Para` is this one, tuned further."""
+    """`+CNN`, on the checkpoint for CNN/DailyMail. `+CNN+Para` is this one, tuned further."""
     return BARTScorer(bart_large_cnn())
 
 
 def bartscore_tiny(vocab_size: int = 600, dropout: float = 0.0, max_positions: int = 64) -> BARTScorer:
     """2 + 2 layers, width 96: the size of our small-scale claims."""
-    return BARTScorer(bart_tiny(vocab_size, dropout=dropout, max_positions=max_positions))
+    return BARTScorer(bart_tiny(vocab_size, max_positions, dropout=dropout))

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 from torch import Tensor
 
-from papers.bart.module import SIZES, Size, decayed
+from common.training.recipe import Optim, Recipe
+from papers.bart.model import BART
 from papers.bartscore import interop
 from papers.bartscore.judged import Judged, protocol_of
 from papers.bartscore.meta import agreement
@@ -18,11 +18,11 @@ from papers.bartscore.scorer import Side, TextScorer, judge
 Batch = tuple[Tensor, Tensor]
 
 
-class Tuning(L.LightningModule):
+class Tuning(Recipe):
     """A scorer that learns to rewrite: the loss is minus the mean BARTScore of the pairs of a batch.
 
     So every pair counts the same, however long it is, as in the official script (a batch is the mean of per-pair
-    means, not the mean over tokens). AdamW without weight decay, linear decay, no warm-up.
+    means, not the mean over tokens).
 
     checkpoint: hub directory of a BART; weights: tuned weights over it (see interop.load_weights_into).
     prompts: `test` averages over the paper's prompts on this side; None tests without prompts.
@@ -30,39 +30,24 @@ class Tuning(L.LightningModule):
 
     def __init__(
         self,
-        size: Size = "large",
-        vocab_size: int = 50264,
-        max_positions: int = 1024,
+        model: BART,
+        optim: Optim,
         checkpoint: str | None = None,
         weights: str | None = None,
         prompts: Side | None = None,
-        dropout: float = 0.1,
-        lr: float = 5e-5,
-        warmup_steps: int = 0,
-        total_steps: int = 4503,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.scorer = BARTScorer(SIZES[size](vocab_size, dropout=dropout, max_positions=max_positions))
+        super().__init__(optim)
+        self.scorer = BARTScorer(model)
         if checkpoint is not None:
             interop.load_into(self.scorer, checkpoint)
         if weights is not None:
             interop.load_weights_into(self.scorer, weights)
         self.prompts: Side | None = prompts
-        self.optimizer = {"lr": lr, "warmup_steps": warmup_steps, "total_steps": total_steps}
         self.found: dict[str, list[tuple[list[Judged], dict[str, Any]]]] = {}
 
     def loss(self, batch: Batch) -> Tensor:
         """source (B, N), target (B, T) -> scalar, nats a token."""
         return -self.scorer(*batch).mean()
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log("val/loss", self.loss(batch), batch_size=len(batch[0]), prog_bar=True)
 
     def test_step(self, batch: list[int], batch_idx: int) -> None:
         """batch: places in the data module's list of (set, judged text)."""
@@ -89,6 +74,3 @@ class Tuning(L.LightningModule):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scores.jsonl").write_text("\n".join(lines) + "\n")
         self.found.clear()
-
-    def configure_optimizers(self) -> Any:
-        return decayed(self, **self.optimizer, betas=(0.9, 0.999), weight_decay=0.0)  # type: ignore[arg-type]

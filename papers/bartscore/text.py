@@ -1,6 +1,7 @@
 """Moses detokenisation of English: the released data are tokenised, and every text is detokenised before it is scored.
 
 Follows detokenizer.perl of Moses for language `en`; compared with that script on all texts of the judged sets.
+sacremoses differs from it on 155 of those 45,711 texts: it writes "said:'We" where the script has "said: 'We".
 """
 
 import re

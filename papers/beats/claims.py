@@ -7,21 +7,19 @@ labels; labels are used by the probes alone, fitted on four folds and scored on 
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from common.eval.linear_probe import ridge_over_folds
 from common.fast.flops import multiply_adds
-from common.training.loaders import train_loader
 from common.training.run import Run
 from common.worlds.sounds import SoundClips
-from papers.beats.data import Crops, load_esc10, pad_batch, spectrogram
+from papers.beats.data import Crops, load_esc10, spectrogram
 from papers.beats.iterations import (
     Settings,
+    iterate,
     pretrain_module,
     seed_stage,
     tokenizer_module,
@@ -67,6 +65,7 @@ class Plan:
             estimator=one_layer,
             num_codes=self.num_codes,
             code_dim=32,
+            batch_size=self.batch_size,
             lr=2e-3,
             tokenizer_lr=1e-3,
         )
@@ -95,16 +94,12 @@ class Corpus:
         self.mean, self.std = values.mean().item(), values.std().item()
         self.clips = [(x - self.mean) / (2 * self.std) for x in raw]
 
-    def loader(self, run: Run, batch_size: int) -> Any:
-        """Endless random crops, the same stream for every arm of a seed."""
+    def crops(self, run: Run) -> Crops:
+        """Random crops of all clips, in the same order for every arm of a seed."""
         crops = Crops(self.clips, torch.from_numpy(self.labels), FRAMES)
-
-        def make(trainer: L.Trainer) -> DataLoader:
-            return train_loader(
-                crops, batch_size, seed=run.seed, num_batches=100, trainer=trainer, collate_fn=pad_batch
-            )
-
-        return make
+        return run.split(
+            "train", crops, overlap="pre-training sees all clips without labels, the probes hold one fold out"
+        )
 
     def whole_crops(self, noise_db: float | None = None) -> tuple[Tensor, np.ndarray]:
         """All clips cut into whole crops side by side, (crops, 1, FRAMES, MELS), and the clip of each crop.
@@ -123,19 +118,12 @@ class Corpus:
         owner = np.repeat(np.arange(len(cut)), [len(c) for c in cut])
         return torch.cat(cut)[:, None], owner
 
-    def probe(self, features: np.ndarray) -> float:
-        """Accuracy (%) of a ridge classifier on clip features (clips, D), each fold held out once.
-
-        The ridge strength is chosen inside the training folds by generalised cross-validation.
-        """
-        right = np.zeros(len(self.labels), dtype=bool)
-        for fold in np.unique(self.folds):
-            train, test = self.folds != fold, self.folds == fold
-            mean, std = features[train].mean(0), features[train].std(0).mean() + 1e-8
-            classifier = RidgeClassifierCV(alphas=np.logspace(-2, 4, 13))
-            classifier.fit((features[train] - mean) / std, self.labels[train])
-            right[test] = classifier.predict((features[test] - mean) / std) == self.labels[test]
-        return 100 * float(right.mean())
+    def probe(self, run: Run, features: np.ndarray) -> float:
+        """Accuracy (%) of a ridge classifier on clip features (clips, D), each fold held out once."""
+        for fold in np.unique(self.folds).tolist():
+            for role, chosen in (("train", self.folds != fold), ("test", self.folds == fold)):
+                run.split(f"{role}:fold{fold}", [self.clips[i] for i in np.flatnonzero(chosen)])
+        return ridge_over_folds(features, self.labels, self.folds)
 
 
 @torch.no_grad()
@@ -144,7 +132,9 @@ def in_batches(function: Any, x: Tensor, size: int = 64) -> Tensor:
     return torch.cat([function(part) for part in x.split(size)])
 
 
-def token_metrics(corpus: Corpus, tokenizer: RandomProjectionTokenizer | DistilledTokenizer) -> dict[str, float]:
+def token_metrics(
+    run: Run, corpus: Corpus, tokenizer: RandomProjectionTokenizer | DistilledTokenizer
+) -> dict[str, float]:
     """How much a tokenizer's codes say about the class.
 
     histogram_accuracy: ridge on the clip's code histogram (square root of frequencies). nmi: between code and class
@@ -159,7 +149,7 @@ def token_metrics(corpus: Corpus, tokenizer: RandomProjectionTokenizer | Distill
     histograms /= histograms.sum(1, keepdims=True)
     classes = np.repeat(corpus.labels[owner], tokens.shape[1])
     return {
-        "histogram_accuracy": corpus.probe(np.sqrt(histograms)),
+        "histogram_accuracy": corpus.probe(run, np.sqrt(histograms)),
         "nmi": 100 * float(normalized_mutual_info_score(classes, tokens.flatten().numpy())),
         "perplexity": perplexity(tokens, tokenizer.num_codes).item(),
         "stability": 100 * (tokens == noisy).float().mean().item(),
@@ -176,14 +166,14 @@ def distilled_tokens(run: Run) -> dict[str, float]:
         tokenizer = RandomProjectionTokenizer(
             patch_size=PATCH, dim=settings.code_dim, num_codes=settings.num_codes, seed=run.seed
         )
-        return token_metrics(corpus, tokenizer)
-    loader = corpus.loader(run, plan.batch_size)
+        return token_metrics(run, corpus, tokenizer)
+    crops = corpus.crops(run)
     if run.arm == "distilled":
-        teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
+        teacher = train_encoder(run, crops, settings, plan.encoder_steps, name="encoder1")
     else:
         teacher = untrained_encoder(run, settings)
-    distilled = train_tokenizer(run, loader, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)
-    return token_metrics(corpus, distilled)
+    distilled = train_tokenizer(run, crops, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)
+    return token_metrics(run, corpus, distilled)
 
 
 def untrained_encoder(run: Run, settings: Settings) -> Encoder:
@@ -206,9 +196,8 @@ def step_costs(plan: Plan) -> tuple[int, int, int, int]:
         regression = pretrain_module(settings, 1, kind=PatchRegressionModule)
 
         def cost(module: Any, make_targets: Any) -> int:
-            module.log_dict = lambda *args, **kwargs: None  # there is no trainer to log to
             targets = multiply_adds(make_targets, x, None)
-            return 3 * (multiply_adds(module.training_step, {"spectrogram": x}) - targets) + targets
+            return 3 * (multiply_adds(module.loss, {"spectrogram": x}) - targets) + targets
 
         first = pretrain_module(settings, 1)
         return (
@@ -226,24 +215,30 @@ def equal_compute(run: Run) -> dict[str, float]:
     probe: ridge accuracy on mean-pooled features; gmac: multiply-adds of training in 10^9.
     """
     plan, corpus = PLANS[run.scale], Corpus(run.scale)
-    settings, loader = plan.settings, corpus.loader(run, plan.batch_size)
+    settings, crops = plan.settings, corpus.crops(run)
     first, token, second, regression = step_costs(plan)
     budget = plan.encoder_steps * (first + second) + plan.tokenizer_steps * token
     steps, cost = 0, 0
     if run.arm == "untrained":
         encoder = untrained_encoder(run, settings)
     elif run.arm == "iterated":
-        teacher = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder1")
-        tokenizer = train_tokenizer(run, loader, settings, plan.tokenizer_steps, name="tokenizer2", teacher=teacher)
-        encoder = train_encoder(run, loader, settings, plan.encoder_steps, name="encoder2", tokenizer=tokenizer)
+        encoders, _ = iterate(
+            run,
+            crops,
+            settings,
+            encoder_steps=plan.encoder_steps,
+            tokenizer_steps=plan.tokenizer_steps,
+            iterations=2,
+        )
+        encoder = encoders[-1]
         steps, cost = plan.encoder_steps, budget
     else:
         kind = {} if run.arm == "single" else {"kind": PatchRegressionModule}
         price = first if run.arm == "single" else regression
         steps = round(budget / price)
-        encoder = train_encoder(run, loader, settings, steps, name="encoder", **kind)
+        encoder = train_encoder(run, crops, settings, steps, name="encoder", **kind)
         cost = steps * price
-    crops, owner = corpus.whole_crops()
-    features = in_batches(lambda x: encoder(x).mean(dim=1), crops).numpy()
+    whole, owner = corpus.whole_crops()
+    features = in_batches(lambda x: encoder(x).mean(dim=1), whole).numpy()
     pooled = np.stack([features[owner == i].mean(0) for i in range(len(corpus.labels))])
-    return {"probe": corpus.probe(pooled), "steps": float(steps), "gmac": cost / 1e9}
+    return {"probe": corpus.probe(run, pooled), "steps": float(steps), "gmac": cost / 1e9}

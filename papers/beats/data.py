@@ -1,4 +1,4 @@
-"""Clips as normalised spectrograms: AudioSet's segment lists, ESC-50's table, the ESC-10 source, and generated sounds.
+"""Clips as normalised spectrograms: AudioSet's segment lists, ESC-50's table, speech sets, ESC-10, generated sounds.
 
 A batch is {"spectrogram": (B, 1, T, M), "label": (B,) class or (B, C) 0/1}, and "frames": (B,) valid frames when a clip
 in it is shorter than the others (the rest of its row is zero).
@@ -10,20 +10,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from common.errors import EncoreError
-from common.formats.audio import load_audio
-from common.training.loaders import train_loader
-from common.worlds.sounds import CLASSES, SoundClips
-from papers.beats.fbank import SAMPLE_RATE, spectrogram
+from common.formats.audio import kaldi_fbank, load_audio
+from common.formats.speech import Clips, Parts, iemocap, speech_command_words, speech_commands
+from common.training.loaders import Balanced, Loaders
+from common.worlds.sounds import SoundClips
+from papers.beats.model import FBANK_MEAN, FBANK_STD
 
 Batch = dict[str, Tensor]
+SAMPLE_RATE = 16000
+
+
+def spectrogram(
+    waveform: Tensor, num_mel_bins: int = 128, *, mean: float = FBANK_MEAN, std: float = FBANK_STD, name: str = "clip"
+) -> Tensor:
+    """(samples,) at 16 kHz -> (frames, mels): Kaldi fbank, (x - mean) / (2 std), so about N(0, 0.5^2).
+
+    EncoreError, naming the clip, when it is shorter than one 25 ms frame.
+    """
+    return (kaldi_fbank(waveform, SAMPLE_RATE, num_mel_bins, name=name) - mean) / (2 * std)
 
 
 def num_frames(seconds: float) -> int:
@@ -44,35 +54,17 @@ def pad_batch(items: Sequence[tuple[Tensor, Tensor]]) -> Batch:
 class WaveClips:
     """Map-style dataset of (spectrogram, label) from audio files, each cut to at most `seconds`.
 
-    train: a random cut, and a random circular shift of the waveform (roll); else the first `seconds`. balance: item i
-    is drawn anew, a clip with probability proportional to the sum of 1 / count over its classes (AS-2M's balanced
-    sampling).
+    train: a random cut, and a random circular shift of the waveform (roll); else the first `seconds`.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Tensor,
-        *,
-        seconds: float,
-        num_mel_bins: int,
-        train: bool,
-        balance: bool = False,
-    ) -> None:
-        self.paths, self.labels = list(paths), labels
+    def __init__(self, clips: Clips, *, seconds: float, num_mel_bins: int, train: bool) -> None:
+        self.paths, self.labels = clips
         self.samples, self.num_mel_bins, self.train = round(seconds * SAMPLE_RATE), num_mel_bins, train
-        self.cumulative: Tensor | None = None
-        if balance:
-            share = labels / labels.sum(0).clamp(min=1)
-            self.cumulative = share.sum(1, dtype=torch.float64).cumsum(0)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if self.cumulative is not None:
-            draw = torch.rand((), dtype=torch.float64) * self.cumulative[-1]
-            index = min(int(torch.searchsorted(self.cumulative, draw, right=True)), len(self) - 1)
         waveform, _ = load_audio(self.paths[index], SAMPLE_RATE)
         if self.train:
             spare = len(waveform) - self.samples
@@ -82,6 +74,34 @@ class WaveClips:
         else:
             waveform = waveform[: self.samples]
         return spectrogram(waveform, self.num_mel_bins, name=str(self.paths[index])), self.labels[index]
+
+
+class AudioFiles(Loaders):
+    """A labelled set on disk below `root`; a subclass says which files and labels each part has.
+
+    balance: every training clip is drawn anew, all classes equally often (AS-2M's balanced sampling).
+    """
+
+    collate = staticmethod(pad_batch)
+
+    def __init__(
+        self, root: str, *, seconds: float, num_mel_bins: int = 128, balance: bool = False, **loaders: Any
+    ) -> None:
+        super().__init__(**loaders)
+        self.root, self.seconds, self.num_mel_bins, self.balance = Path(root), seconds, num_mel_bins, balance
+
+    def parts(self) -> Parts:
+        """Files and labels of training, validation and test."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        parts = self.parts()
+        sets = [
+            WaveClips(part, seconds=self.seconds, num_mel_bins=self.num_mel_bins, train=part is parts.train)
+            for part in parts
+        ]
+        self.train = Balanced(sets[0], parts.train.labels) if self.balance else sets[0]
+        self.valid, self.test = sets[1:]
 
 
 def read_classes(path: Path) -> dict[str, int]:
@@ -95,7 +115,7 @@ def read_classes(path: Path) -> dict[str, int]:
     return {row["mid"]: int(row["index"]) for row in rows}
 
 
-def read_segments(path: Path, classes: dict[str, int], root: Path) -> tuple[list[Path], Tensor]:
+def read_segments(path: Path, classes: dict[str, int], root: Path) -> Clips:
     """An AudioSet segment list -> files under root and their labels, (clips, classes) float 0/1.
 
     Lines are `YTID, start, end, "mid,mid,..."`, `#` opens a comment. A clip is root/YTID.wav or root/YYTID.wav (both
@@ -130,41 +150,19 @@ def read_segments(path: Path, classes: dict[str, int], root: Path) -> tuple[list
             f"and are skipped (first: {missing[0]})",
             stacklevel=2,
         )
-    return paths, torch.stack(rows)
+    return Clips(paths, torch.stack(rows))
 
 
 def _open(path: Path) -> Any:
     try:
-        return path.open(newline="")
+        return path.open(newline="", encoding="utf-8-sig")
     except OSError as error:
         raise EncoreError(f"{path}: cannot be read ({error.strerror}); check the data folder") from None
 
 
-class _Clips(L.LightningDataModule):
-    """Loaders over self.train_set and self.val_set, which `setup` of each module below fills."""
-
-    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
-        super().__init__()
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.train_set: Any = None
-        self.val_set: Any = None
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self.train_set,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=pad_batch,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val_set, self.batch_size, collate_fn=pad_batch, num_workers=self.num_workers)
-
-
-class AudioSetData(_Clips):
-    """AudioSet on disk: root/train_csv and root/eval_csv (segment lists), root/classes_csv, and two wav folders."""
+class AudioSetData(AudioFiles):
+    """AudioSet on disk: root/train_csv and root/eval_csv (segment lists), root/classes_csv, and two wav folders. The
+    evaluation list serves for validation and test."""
 
     def __init__(
         self,
@@ -176,104 +174,87 @@ class AudioSetData(_Clips):
         eval_audio: str = "eval",
         classes_csv: str = "class_labels_indices.csv",
         seconds: float = 10.0,
-        num_mel_bins: int = 128,
-        balance: bool = False,
-        batch_size: int = 35,
-        num_workers: int = 8,
-        seed: int = 0,
+        **clips: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.root = Path(root)
-        self.train_files, self.eval_files, self.classes_csv = (
-            (train_csv, train_audio),
-            (eval_csv, eval_audio),
-            classes_csv,
-        )
-        self.seconds, self.num_mel_bins, self.balance = seconds, num_mel_bins, balance
+        super().__init__(root, seconds=seconds, **clips)
+        self.lists = ((train_csv, train_audio), (eval_csv, eval_audio))
+        self.classes_csv = classes_csv
 
-    def setup(self, stage: str | None = None) -> None:
+    def parts(self) -> Parts:
         classes = read_classes(self.root / self.classes_csv)
-
-        def clips(files: tuple[str, str], train: bool) -> WaveClips:
-            paths, labels = read_segments(self.root / files[0], classes, self.root / files[1])
-            return WaveClips(
-                paths,
-                labels,
-                seconds=self.seconds,
-                num_mel_bins=self.num_mel_bins,
-                train=train,
-                balance=train and self.balance,
-            )
-
-        self.train_set, self.val_set = clips(self.train_files, True), clips(self.eval_files, False)
+        train, held_out = (read_segments(self.root / csv, classes, self.root / audio) for csv, audio in self.lists)
+        return Parts(train, held_out, held_out)
 
 
-class ESC50Data(_Clips):
-    """ESC-50 as published: root/meta/esc50.csv (filename, fold, target) and root/audio/*.wav; one fold held out."""
+class ESC50Data(AudioFiles):
+    """ESC-50 as published: root/meta/esc50.csv (filename, fold, target) and root/audio/*.wav; one fold held out, for
+    validation and test."""
+
+    def __init__(self, root: str, *, fold: int = 1, seconds: float = 5.0, **clips: Any) -> None:
+        super().__init__(root, seconds=seconds, **clips)
+        self.fold = fold
+
+    def parts(self) -> Parts:
+        table = self.root / "meta" / "esc50.csv"
+        with _open(table) as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"filename", "fold", "target"} <= rows[0].keys():
+            raise EncoreError(f"{table}: expected the columns filename,fold,target; use ESC-50's own table")
+        clips = []
+        for inside in (False, True):
+            chosen = [row for row in rows if (int(row["fold"]) == self.fold) is inside]
+            if not chosen:
+                raise EncoreError(
+                    f"{table}: no clip {'in' if inside else 'outside'} fold {self.fold}; folds are 1 to 5"
+                )
+            labels = torch.tensor([int(row["target"]) for row in chosen])
+            clips.append(Clips([self.root / "audio" / row["filename"] for row in chosen], labels))
+        return Parts(clips[0], clips[1], clips[1])
+
+
+class SpeechCommandsV1(AudioFiles):
+    """Speech Commands V1, 12 classes drawn equally often, as SUPERB splits it; see common.formats.speech.
+
+    A silence is a random second of a background recording in training, the first elsewhere. test_root: the official
+    test archive.
+    """
+
+    def __init__(self, root: str, *, test_root: str | None = None, seconds: float = 1.0, **clips: Any) -> None:
+        super().__init__(root, seconds=seconds, balance=True, **clips)
+        self.test_root = None if test_root is None else Path(test_root)
+
+    def parts(self) -> Parts:
+        return speech_commands(self.root, self.test_root)
+
+
+class SpeechCommandsV2(AudioFiles):
+    """Speech Commands V2: a class for each of its 35 words, split by its lists."""
+
+    def __init__(self, root: str, *, seconds: float = 1.0, **clips: Any) -> None:
+        super().__init__(root, seconds=seconds, **clips)
+
+    def parts(self) -> Parts:
+        return speech_command_words(self.root)
+
+
+class IEMOCAPData(AudioFiles):
+    """IEMOCAP, four emotions; fold names the session to test on, see common.formats.speech."""
 
     def __init__(
         self,
         root: str,
         *,
         fold: int = 1,
-        num_mel_bins: int = 128,
-        batch_size: int = 16,
-        num_workers: int = 8,
-        seed: int = 0,
+        validation_share: float = 0.2,
+        split_seed: int = 0,
+        seconds: float = 10.0,
+        **clips: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.root, self.fold, self.num_mel_bins = Path(root), fold, num_mel_bins
+        super().__init__(root, seconds=seconds, **clips)
+        self.fold, self.validation_share, self.split_seed = fold, validation_share, split_seed
 
-    def setup(self, stage: str | None = None) -> None:
-        table = self.root / "meta" / "esc50.csv"
-        with _open(table) as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not {"filename", "fold", "target"} <= rows[0].keys():
-            raise EncoreError(f"{table}: expected the columns filename,fold,target; use ESC-50's own table")
-
-        def clips(chosen: list[dict[str, str]], train: bool) -> WaveClips:
-            if not chosen:
-                raise EncoreError(f"{table}: no clip {'outside' if train else 'in'} fold {self.fold}; folds are 1 to 5")
-            paths = [self.root / "audio" / row["filename"] for row in chosen]
-            labels = torch.tensor([int(row["target"]) for row in chosen])
-            return WaveClips(paths, labels, seconds=5.0, num_mel_bins=self.num_mel_bins, train=train)
-
-        self.train_set = clips([row for row in rows if int(row["fold"]) != self.fold], True)
-        self.val_set = clips([row for row in rows if int(row["fold"]) == self.fold], False)
-
-
-class SpeechCommandsData(_Clips):
-    """Speech Commands V2 as published: root/<word>/*.wav of one second; root/testing_list.txt is held out.
-
-    Clips of validation_list.txt are left out of training, as in the official split.
-    """
-
-    def __init__(
-        self, root: str, *, num_mel_bins: int = 128, batch_size: int = 64, num_workers: int = 8, seed: int = 0
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.root, self.num_mel_bins = Path(root), num_mel_bins
-
-    def setup(self, stage: str | None = None) -> None:
-        lists = {}
-        for name in ("validation_list.txt", "testing_list.txt"):
-            with _open(self.root / name) as file:
-                lists[name] = set(file.read().split())
-        files = sorted(p for p in self.root.glob("*/*.wav") if not p.parent.name.startswith("_"))
-        words = sorted({path.parent.name for path in files})
-        test = [path for path in files if path.relative_to(self.root).as_posix() in lists["testing_list.txt"]]
-        left_out = lists["validation_list.txt"] | lists["testing_list.txt"]
-        train = [path for path in files if path.relative_to(self.root).as_posix() not in left_out]
-        if not train or not test:
-            raise EncoreError(
-                f"{self.root}: no clips to train or to test on; expected <word>/*.wav and the split lists"
-            )
-
-        def clips(paths: list[Path], training: bool) -> WaveClips:
-            labels = torch.tensor([words.index(path.parent.name) for path in paths])
-            return WaveClips(paths, labels, seconds=1.0, num_mel_bins=self.num_mel_bins, train=training)
-
-        self.train_set, self.val_set = clips(train, True), clips(test, False)
+    def parts(self) -> Parts:
+        return iemocap(self.root, self.fold, validation_share=self.validation_share, split_seed=self.split_seed)
 
 
 class Crops:
@@ -298,29 +279,22 @@ class Crops:
         return clip[start : start + self.frames], self.labels[index]
 
 
-class ESC10Data(_Clips):
+class ESC10Data(Loaders):
     """The named source esc10 (400 clips, 10 classes, 5 folds) as crops of `frames` frames; one fold held out."""
 
-    def __init__(
-        self,
-        *,
-        fold: int = 1,
-        frames: int = 128,
-        num_mel_bins: int = 64,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+    collate = staticmethod(pad_batch)
+
+    def __init__(self, *, fold: int = 1, frames: int = 128, num_mel_bins: int = 64, **loaders: Any) -> None:
+        super().__init__(**loaders)
         self.fold, self.frames, self.num_mel_bins = fold, frames, num_mel_bins
 
     def setup(self, stage: str | None = None) -> None:
         waves, labels, folds = load_esc10()
         clips = [spectrogram(wave, self.num_mel_bins) for wave in waves]
-        for name, held_out in (("train_set", False), ("val_set", True)):
+        for part, held_out in (("train", False), ("valid", True)):
             chosen = np.flatnonzero((folds == self.fold) == held_out)
             crops = Crops([clips[i] for i in chosen], torch.from_numpy(labels[chosen]), self.frames, fixed=held_out)
-            setattr(self, name, crops)
+            setattr(self, part, crops)
 
 
 def load_esc10() -> tuple[list[Tensor], np.ndarray, np.ndarray]:
@@ -333,10 +307,10 @@ def load_esc10() -> tuple[list[Tensor], np.ndarray, np.ndarray]:
     return waves, np.array(table["label"], dtype=np.int64), np.array(table["fold"], dtype=np.int64)
 
 
-class SoundsData(_Clips):
+class SoundsData(Loaders):
     """Generated sounds of ten classes (common.worlds.sounds) as crops of `frames` frames."""
 
-    num_classes = len(CLASSES)
+    collate = staticmethod(pad_batch)
 
     def __init__(
         self,
@@ -345,11 +319,9 @@ class SoundsData(_Clips):
         seconds: float = 2.0,
         frames: int = 128,
         num_mel_bins: int = 64,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **loaders: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(**loaders)
         self.num_clips, self.seconds, self.frames, self.num_mel_bins = num_clips, seconds, frames, num_mel_bins
 
     def setup(self, stage: str | None = None) -> None:
@@ -359,5 +331,5 @@ class SoundsData(_Clips):
             spectrograms = [spectrogram(wave, self.num_mel_bins) for wave in waves]
             return Crops(spectrograms, torch.tensor(labels), self.frames, fixed=fixed)
 
-        self.train_set = crops(self.num_clips, self.seed, fixed=False)
-        self.val_set = crops(max(10, self.num_clips // 4), self.seed + 1, fixed=True)
+        self.train = crops(self.num_clips, self.seed, fixed=False)
+        self.valid = crops(max(10, self.num_clips // 4), self.seed + 1, fixed=True)

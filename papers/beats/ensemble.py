@@ -1,34 +1,28 @@
 """Ensembles (Table 3): the mean of several fine-tuned models' class probabilities, and its metric on held-out clips.
 
-    python -m papers.beats.ensemble --config CONFIG A.ckpt B.ckpt ... [--device cuda] [--data.init_args.root FOLDER]
+    python -m papers.beats.ensemble A.ckpt B.ckpt ... --config CONFIG [--device cuda] [--data.init_args.root FOLDER]
 
-CONFIG is the configuration of the fine-tuning; of it, only the section `data` counts, and changes to it come last. Its
-test set is read where the data module has one, else its validation set. Prints macro mAP for multi-label models
-(trained with BCE), else accuracy.
+The options are those of the train script: the configuration of the fine-tuning (--config as often as there) and changes
+to it; of them only the data count, whose test set is read. Prints macro mAP for multi-label models (trained with BCE),
+else top1 accuracy.
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.cli import instantiate_class
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from common.errors import EncoreError
-from common.interop import check_and_load
+from common.errors import EncoreError, one_line
+from common.eval.classification import Scores
 from common.interop.checkpoint import load_checkpoint
-from papers.beats.model import AudioClassifier, Encoder
+from common.training import cli
+from papers.beats.interop import trained
+from papers.beats.model import AudioClassifier
 from papers.beats.module import batch_padding
-
-MODULES = ("papers.beats.data", "papers.beats.protocols")  # where a config may take its data module from
 
 
 def load_classifier(path: str | Path) -> tuple[AudioClassifier, bool]:
@@ -36,9 +30,9 @@ def load_classifier(path: str | Path) -> tuple[AudioClassifier, bool]:
     checkpoint = load_checkpoint(path)
     if "num_classes" not in checkpoint.arguments:
         raise EncoreError(f"{path}: holds no classifier; give the last.ckpt of a fine-tuning")
-    model = AudioClassifier(Encoder(**(checkpoint.argument("encoder") or {})), checkpoint.argument("num_classes"))
-    check_and_load(model, checkpoint.part("model."), path)
-    return model.eval(), checkpoint.argument("objective") == "bce"
+    model = trained(checkpoint)
+    assert isinstance(model, AudioClassifier)
+    return model, checkpoint.argument("objective") == "bce"
 
 
 @torch.inference_mode()
@@ -81,7 +75,10 @@ def _described(num_classes: int, multilabel: bool) -> str:
 
 
 def score(probabilities: Tensor, labels: Tensor, multilabel: bool) -> tuple[str, float]:
-    """("mAP", macro) of (N, C) labels or ("accuracy", share) of (N,) labels. EncoreError when the labels do not fit."""
+    """("map", macro) of (N, C) labels or ("top1", accuracy) of (N,) labels, in percent.
+
+    EncoreError when the labels do not fit.
+    """
     num_classes = probabilities.shape[1]
     fits = labels.shape == probabilities.shape if multilabel else labels.dim() == 1 and labels.max() < num_classes
     if not fits:
@@ -89,57 +86,34 @@ def score(probabilities: Tensor, labels: Tensor, multilabel: bool) -> tuple[str,
             f"the checkpoints' {num_classes} {'multi-label' if multilabel else 'exclusive'} classes do not fit the "
             f"data's labels of shape {tuple(labels.shape)}; give the configuration that they were trained with"
         )
-    if multilabel:
-        metric: Any = MultilabelAveragePrecision(num_classes, thresholds=None)
-        return "mAP", float(metric(probabilities, labels.long()))
-    return "accuracy", float(MulticlassAccuracy(num_classes, average="micro")(probabilities, labels))
+    scores = Scores(multilabel=multilabel)
+    scores.update(probabilities.logit() if multilabel else probabilities, labels)
+    name = "map" if multilabel else "top1"
+    return name, scores.compute()[name]
 
 
-def data_module(config: str | Path, overrides: Sequence[str] = ()) -> L.LightningDataModule:
-    """The data module of a configuration. overrides: as for the train script, --data.init_args.root FOLDER."""
-    try:
-        content = yaml.safe_load(Path(config).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EncoreError(f"{config}: cannot be read as a configuration: {str(error).splitlines()[0]}") from None
-    section = content.get("data") if isinstance(content, dict) else None
-    name = str(section.get("class_path", "")) if isinstance(section, dict) else ""
-    if name.rpartition(".")[0] not in MODULES:
-        raise EncoreError(f"{config}: names no data module of {' or '.join(MODULES)} in `data`")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningDataModule, "data")
-    try:
-        parsed = parser.parse_args(["--data", json.dumps(section), *overrides])
-    except ArgumentError as error:
-        raise EncoreError(f"{config}: {' '.join(str(error).split())}") from None
-    return parser.instantiate(parsed).data
-
-
-def held_out(data: Any) -> DataLoader:
-    """The test set's loader where the module has one, else the validation set's."""
+def test_loader(options: Sequence[str]) -> DataLoader:
+    """The test set of the data module that the train script's options describe."""
+    parsed = cli.run(["test", *options], cli.Parsed).config["test"]
+    data = instantiate_class((), parsed.data.as_dict())
     data.setup()
-    return data.test_dataloader() if getattr(data, "test_set", None) is not None else data.val_dataloader()
+    return data.test_dataloader()
 
 
 def run(arguments: Sequence[str] | None = None) -> tuple[str, float]:
-    """Parse, average, print; returns the metric's name and value."""
+    """Parse, average, print; returns the metric's name and value in percent."""
     parser = argparse.ArgumentParser(
         prog="python -m papers.beats.ensemble", description="Metric of several fine-tuned models' mean probabilities."
     )
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="last.ckpt of each fine-tuning")
-    parser.add_argument("--config", required=True, help="the fine-tuning's configuration; its data module is read")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    known, overrides = parser.parse_known_args(arguments)
+    known, options = parser.parse_known_args(arguments)
     if known.device != "cpu" and not (known.device.startswith("cuda") and torch.cuda.is_available()):
         raise EncoreError(f"--device {known.device}: there is no such device here; leave it out to use the CPU")
-    loader = held_out(data_module(known.config, overrides))
-    name, value = score(*average(known.checkpoints, loader, known.device))
-    print(f"{name} {100 * value:.2f} % of {len(known.checkpoints)} models' mean probabilities")
+    name, value = score(*average(known.checkpoints, test_loader(options), known.device))
+    print(f"{name} {value:.2f} % of {len(known.checkpoints)} models' mean probabilities")
     return name, value
 
 
 if __name__ == "__main__":
-    try:
-        run()
-    except EncoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    one_line(run)

@@ -1,12 +1,24 @@
 """Figures of the paper that follow from the sizes alone, computed with the code that trains; named in paper.yaml."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from common.layers.positions import relative_bucket
 from papers.beats.data import num_frames
-from papers.beats.model import BUCKETS, Encoder, GatedRelativeAttention, deepnorm_alpha, deepnorm_beta, num_masked
+from papers.beats.model import (
+    BUCKETS,
+    FBANK_MEAN,
+    FBANK_STD,
+    Encoder,
+    GatedRelativeAttention,
+    beats_base_predictor,
+    deepnorm_alpha,
+    deepnorm_beta,
+    num_masked,
+)
 from papers.beats.tokenizers import beats_base_tokenizer
 
 
@@ -75,3 +87,29 @@ def uniform_loss() -> float:
     with torch.device("cpu"):
         loss = F.cross_entropy(torch.zeros(1, codes), torch.zeros(1, dtype=torch.long))
     return loss.item()
+
+
+def codebook_decay() -> float:
+    """Decay of the codebook's moving average."""
+    return beats_base_tokenizer().quantizer.decay
+
+
+def kmeans_rounds() -> int:
+    """Rounds of k-means that start the codebook."""
+    return beats_base_tokenizer().quantizer.kmeans_rounds
+
+
+def dropouts() -> list[float]:
+    """Dropout of hidden states and of attention in the base encoder's layers."""
+    layer: Any = Encoder().stack.layers[0]
+    return [layer.dropout.p, layer.attn.dropout]
+
+
+def normalisation() -> list[float]:
+    """AudioSet's filterbank mean and deviation."""
+    return [FBANK_MEAN, FBANK_STD]
+
+
+def predictor_depth() -> int:
+    """Layers of the label predictor."""
+    return len(beats_base_predictor().stack.layers)

@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from common.gallery import Gallery, Spectrogram, png
-from common.training.loaders import train_loader
 from common.training.run import Run
 from common.worlds.sounds import CLASSES
 from papers.beats.claims import FRAMES, MELS, PATCH, Plan
-from papers.beats.data import SoundsData, pad_batch
+from papers.beats.data import SoundsData
 from papers.beats.iterations import train_encoder, train_tokenizer
 from papers.beats.tokenizers import RandomProjectionTokenizer
 
@@ -23,21 +20,19 @@ CLIPS, SHOWN = 200, 2
 
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """The first validation clips with the tokens of both tokenizers."""
-    data = SoundsData(num_clips=CLIPS, frames=FRAMES, num_mel_bins=MELS, seed=seed)
+    data = SoundsData(batch_size=PLAN.batch_size, num_clips=CLIPS, frames=FRAMES, num_mel_bins=MELS, seed=seed)
     data.setup()
 
-    def loader(trainer: L.Trainer) -> DataLoader:
-        return train_loader(
-            data.train_set, PLAN.batch_size, seed=seed, num_batches=100, trainer=trainer, collate_fn=pad_batch
-        )
-
     run = Run("beats", "gallery", "distilled", seed, "cpu", folder)
-    encoder = train_encoder(run, loader, PLAN.settings, PLAN.encoder_steps, name="encoder1")
-    distilled = train_tokenizer(run, loader, PLAN.settings, PLAN.tokenizer_steps, name="tokenizer2", teacher=encoder)
+    settings = PLAN.settings
+    encoder = train_encoder(run, data.train, settings, PLAN.encoder_steps, name="encoder1")
+    distilled = train_tokenizer(
+        run, data.train, PLAN.settings, PLAN.tokenizer_steps, name="tokenizer2", teacher=encoder
+    )
     random = RandomProjectionTokenizer(patch_size=PATCH, dim=32, num_codes=PLAN.num_codes)
     items = []
     for index in range(SHOWN):
-        clip, label = data.val_set[index]
+        clip, label = data.valid[index]
         sound = CLASSES[int(label)].replace("_", " ")
         for name, tokenizer in (("random projection", random), ("distilled", distilled)):
             items.append(_item(tokenizer, name, clip, sound))

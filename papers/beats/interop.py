@@ -10,13 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from common.errors import EncoreError
-from common.interop import check_and_load, fuse_qkv, read_checkpoint, split_qkv
+from common.errors import EncoreError, one_line
+from common.interop import check_and_load, read_checkpoint
+from common.interop.checkpoint import Checkpoint, load_checkpoint
+from common.interop.layout import Changed, Drop, Fused, Layout
 from common.training.trainer import atomic_save
 from papers.beats.model import AudioClassifier, Encoder
 from papers.beats.tokenizers import DistilledTokenizer
 
 State = dict[str, Tensor]
+Model = Encoder | AudioClassifier | DistilledTokenizer
 
 SIZES = {  # Encoder argument: released field
     "patch_size": "input_patch_size",
@@ -40,34 +43,49 @@ DESIGN = {  # released fields that must have these values: what every published 
     "max_distance": 800,
     "gru_rel_pos": True,
 }
-FRONT = {  # ours: released
-    "patch_embed.proj.weight": "patch_embedding.weight",
-    "patch_norm.weight": "layer_norm.weight",
-    "patch_norm.bias": "layer_norm.bias",
-    "proj.weight": "post_extract_proj.weight",
-    "proj.bias": "post_extract_proj.bias",
-    "stack.position.conv.bias": "encoder.pos_conv.0.bias",
-    "stack.position.conv.parametrizations.weight.original0": "encoder.pos_conv.0.weight_g",
-    "stack.position.conv.parametrizations.weight.original1": "encoder.pos_conv.0.weight_v",
-    "stack.norm.weight": "encoder.layer_norm.weight",
-    "stack.norm.bias": "encoder.layer_norm.bias",
-    "stack.bias.table.weight": "encoder.layers.0.self_attn.relative_attention_bias.weight",
-}
-LAYER = {
-    "attn.out": "self_attn.out_proj",
-    "attn.gate_proj": "self_attn.grep_linear",
-    "norm1": "self_attn_layer_norm",
-    "mlp.fc1": "fc1",
-    "mlp.fc2": "fc2",
-    "norm2": "final_layer_norm",
-}
-QUANTIZER = {
-    "codebook": "quantize.embedding.weight",
-    "embed_avg": "quantize.embedding.embed_avg",
-    "init_counts": "quantize.embedding.cluster_size",
-    "initialised": "quantize.embedding.initted",
-    "usage": "quantize.cluster_size",
-}
+BIAS = "encoder.layers.{}.self_attn.relative_attention_bias.weight"  # every layer lists the one shared table
+LAYERS = "encoder.layers.*."
+LAYOUT = Layout(
+    [
+        ("patch_embedding.", "patch_embed.proj."),
+        ("layer_norm.", "patch_norm."),
+        ("post_extract_proj.", "proj."),
+        ("encoder.pos_conv.0.bias", "stack.position.conv.bias"),
+        ("encoder.pos_conv.0.weight_g", "stack.position.conv.parametrizations.weight.original0"),
+        ("encoder.pos_conv.0.weight_v", "stack.position.conv.parametrizations.weight.original1"),
+        ("encoder.layer_norm.", "stack.norm."),
+        (BIAS.format(0), "stack.bias.table.weight"),
+        Drop(BIAS.format("*")),
+        Fused(
+            tuple(f"{LAYERS}self_attn.{part}_proj." for part in ("q", "k", "v")),
+            "stack.layers.*.attn.qkv.",
+        ),
+        Changed(
+            f"{LAYERS}self_attn.grep_a",
+            "stack.layers.*.attn.gate_scale",
+            lambda gate: gate.flatten(),
+            lambda gate: gate.reshape(1, -1, 1, 1),
+        ),
+        (f"{LAYERS}self_attn.out_proj.", "stack.layers.*.attn.out."),
+        (f"{LAYERS}self_attn.grep_linear.", "stack.layers.*.attn.gate_proj."),
+        (f"{LAYERS}self_attn_layer_norm.", "stack.layers.*.norm1."),
+        (f"{LAYERS}fc1.", "stack.layers.*.mlp.fc1."),
+        (f"{LAYERS}fc2.", "stack.layers.*.mlp.fc2."),
+        (f"{LAYERS}final_layer_norm.", "stack.layers.*.norm2."),
+    ]
+)
+CLASSIFIER = LAYOUT.under(ours="encoder.") + Layout([("predictor.", "head.")])
+TOKENIZER = LAYOUT.under(ours="encoder.") + Layout(
+    [
+        ("quantize_layer.", "head."),
+        ("quantize.embedding.weight", "quantizer.codebook"),
+        ("quantize.embedding.embed_avg", "quantizer.embed_avg"),
+        ("quantize.embedding.cluster_size", "quantizer.init_counts"),
+        ("quantize.embedding.initted", "quantizer.initialised"),
+        ("quantize.cluster_size", "quantizer.usage"),
+    ]
+)
+LAYOUTS = {Encoder: LAYOUT, AudioClassifier: CLASSIFIER, DistilledTokenizer: TOKENIZER}
 
 
 def encoder_sizes(encoder: Encoder) -> dict[str, Any]:
@@ -88,152 +106,94 @@ def encoder_sizes(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _pairs(depth: int) -> dict[str, str]:
-    """ours: released, for every tensor of the encoder but the query, key and value projections."""
-    pairs = dict(FRONT)
-    for i in range(depth):
-        ours, theirs = f"stack.layers.{i}", f"encoder.layers.{i}"
-        pairs[f"{ours}.attn.gate_scale"] = f"{theirs}.self_attn.grep_a"
-        for a, b in LAYER.items():
-            pairs |= {f"{ours}.{a}.{kind}": f"{theirs}.{b}.{kind}" for kind in ("weight", "bias")}
-    return pairs
+def released(model: Model) -> State:
+    """The model's tensors under the released names."""
+    state = LAYOUTS[type(model)].to_theirs(model.state_dict())
+    depth = sum(name.endswith("self_attn.grep_a") for name in state)
+    return state | {BIAS.format(i): state[BIAS.format(0)] for i in range(depth)}
 
 
-def _qkv(i: int, kind: str) -> tuple[tuple[str, str, str], str]:
-    prefix = f"encoder.layers.{i}.self_attn."
-    released = (f"{prefix}q_proj.{kind}", f"{prefix}k_proj.{kind}", f"{prefix}v_proj.{kind}")
-    return released, f"stack.layers.{i}.attn.qkv.{kind}"
+def read_sizes(cfg: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The arguments of an Encoder from released fields. EncoreError for another design."""
+    for field in SIZES.values():
+        if field not in cfg:
+            raise EncoreError(f"{source}: cfg has no field {field!r}; it is not a BEATs checkpoint")
+    for field, wanted in DESIGN.items():
+        if cfg.get(field, wanted) != wanted:
+            raise EncoreError(f"{source}: cfg says {field}={cfg[field]!r}; only {wanted!r} is built here")
+    return {ours: cfg[theirs] for ours, theirs in SIZES.items()}
 
 
-def encoder_to_released(state: State, depth: int) -> State:
-    """Our encoder's state dict under the released names. Every layer lists the shared bias table, as in the release."""
-    state = dict(state)
-    for i in range(depth):
-        for kind in ("weight", "bias"):
-            released, ours = _qkv(i, kind)
-            split_qkv(state, ours, *released)
-    released_names = _pairs(depth)
-    state = {released_names.get(name, name): value for name, value in state.items()}
-    for i in range(depth):
-        gate = f"encoder.layers.{i}.self_attn.grep_a"
-        state[gate] = state[gate].reshape(1, -1, 1, 1)
-        bias = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
-        state[bias.format(i)] = state[bias.format(0)]
-    return state
-
-
-def encoder_from_released(state: State, depth: int) -> State:
-    """Inverse of encoder_to_released; names it does not know stay as they are."""
-    state = dict(state)
-    for i in range(depth):
-        if i:
-            state.pop(f"encoder.layers.{i}.self_attn.relative_attention_bias.weight", None)
-        for kind in ("weight", "bias"):
-            released, ours = _qkv(i, kind)
-            if all(name in state for name in released):
-                fuse_qkv(state, *released, ours)
-        gate = f"encoder.layers.{i}.self_attn.grep_a"
-        if gate in state:
-            state[gate] = state[gate].flatten()
-    ours_names = {theirs: ours for ours, theirs in _pairs(depth).items()}
-    return {ours_names.get(name, name): value for name, value in state.items()}
-
-
-def read_released(path: str | Path) -> tuple[dict[str, Any], State]:
-    """(cfg, state) of a released file. EncoreError when it is another kind of file or another design."""
+def _read(path: str | Path) -> tuple[Encoder, dict[str, Any], State, bool]:
+    """An encoder of the sizes that a released file states, its cfg and tensors, and whether they are a tokenizer's."""
     content = read_checkpoint(path)
     if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys():
         raise EncoreError(
             f"{path}: not in the released layout (a file with 'cfg' and 'model'); convert a training checkpoint with "
             "python -m papers.beats.interop"
         )
-    cfg = content["cfg"]
-    for field in SIZES.values():
-        if field not in cfg:
-            raise EncoreError(f"{path}: cfg has no field {field!r}; it is not a BEATs checkpoint")
-    for field, wanted in DESIGN.items():
-        if cfg.get(field, wanted) != wanted:
-            raise EncoreError(f"{path}: cfg says {field}={cfg[field]!r}; only {wanted!r} is built here")
-    return cfg, content["model"]
+    state = content["model"]
+    return Encoder(**read_sizes(content["cfg"], path)), content["cfg"], state, "quantize.embedding.weight" in state
+
+
+def _load(model: Model, state: State, path: str | Path) -> Any:
+    check_and_load(model, LAYOUTS[type(model)].to_ours(state, path), path)
+    return model.eval()
 
 
 def load_encoder(path: str | Path) -> Encoder | AudioClassifier:
     """Encoder of a released file, in eval mode; with its classifier where it was fine-tuned."""
-    cfg, state = read_released(path)
-    encoder = Encoder(**{ours: cfg[theirs] for ours, theirs in SIZES.items()})
-    if "quantize.embedding.weight" in state:
+    encoder, cfg, state, tokenizer = _read(path)
+    if tokenizer:
         raise EncoreError(f"{path}: holds a tokenizer, not an encoder; use load_tokenizer")
     if not cfg.get("finetuned_model"):
-        check_and_load(encoder, encoder_from_released(state, cfg["encoder_layers"]), path)
-        return encoder.eval()
-    classifier = AudioClassifier(encoder, cfg["predictor_class"], dropout=cfg.get("predictor_dropout", 0.1))
-    state = encoder_from_released(state, cfg["encoder_layers"])
-    head = {name.replace("predictor", "head"): state.pop(name) for name in ("predictor.weight", "predictor.bias")}
-    check_and_load(classifier, {f"encoder.{name}": value for name, value in state.items()} | head, path)
-    return classifier.eval()
+        return _load(encoder, state, path)
+    dropout = cfg.get("predictor_dropout", 0.1)
+    return _load(AudioClassifier(encoder, cfg["predictor_class"], dropout=dropout), state, path)
 
 
 def load_tokenizer(path: str | Path) -> DistilledTokenizer:
     """Self-distilled tokenizer of a released file, in eval mode."""
-    cfg, state = read_released(path)
-    if "quantize.embedding.weight" not in state:
+    encoder, cfg, state, tokenizer = _read(path)
+    if not tokenizer:
         raise EncoreError(f"{path}: holds an encoder, not a tokenizer; use load_encoder")
-    encoder = Encoder(**{ours: cfg[theirs] for ours, theirs in SIZES.items()})
-    tokenizer = DistilledTokenizer(encoder, num_codes=cfg["quant_n"], code_dim=cfg["quant_dim"])
-    rest = {theirs: f"quantizer.{ours}" for ours, theirs in QUANTIZER.items()}
-    rest |= {f"quantize_layer.{i}.{kind}": f"head.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
-    ours = encoder_from_released(state, cfg["encoder_layers"])
-    ours = {rest.get(name, f"encoder.{name}"): value for name, value in ours.items()}
-    check_and_load(tokenizer, ours, path)
-    return tokenizer.eval()
+    return _load(DistilledTokenizer(encoder, num_codes=cfg["quant_n"], code_dim=cfg["quant_dim"]), state, path)
 
 
-def save(model: Encoder | AudioClassifier | DistilledTokenizer, path: str | Path) -> None:
+def save(model: Model, path: str | Path) -> None:
     """Writes the model in the released layout; load_encoder or load_tokenizer reads it back."""
-    encoder = model if isinstance(model, Encoder) else model.encoder
-    sizes = encoder_sizes(encoder)
+    sizes = encoder_sizes(model if isinstance(model, Encoder) else model.encoder)
     cfg: dict[str, Any] = {SIZES[name]: value for name, value in sizes.items()} | DESIGN | {"finetuned_model": False}
-    state = encoder_to_released(encoder.state_dict(), sizes["depth"])
     if isinstance(model, AudioClassifier):
-        cfg |= {
-            "finetuned_model": True,
-            "predictor_class": model.head.out_features,
-            "predictor_dropout": model.dropout.p,
-        }
-        state |= {f"predictor.{name}": value for name, value in model.head.state_dict().items()}
+        cfg |= {"finetuned_model": True, "predictor_class": model.head.out_features}
+        cfg |= {"predictor_dropout": model.dropout.p}
     elif isinstance(model, DistilledTokenizer):
         cfg |= {"quant_n": model.num_codes, "quant_dim": model.quantizer.codebook.shape[1]}
-        quantizer = model.quantizer.state_dict()
-        state |= {theirs: quantizer[ours] for ours, theirs in QUANTIZER.items()}
-        state |= {f"quantize_layer.{name}": value for name, value in model.head.state_dict().items()}
-    atomic_save({"cfg": cfg, "model": {k: v.detach().cpu().contiguous() for k, v in state.items()}}, Path(path))
+    state = {name: value.detach().cpu().contiguous() for name, value in released(model).items()}
+    atomic_save({"cfg": cfg, "model": state}, Path(path))
+
+
+def trained(checkpoint: Checkpoint) -> Model:
+    """The model of a training checkpoint of any stage: encoder, tokenizer or fine-tuned classifier, in eval mode."""
+    encoder = Encoder(**(checkpoint.argument("encoder") or {}))
+    model: Model
+    if "num_classes" in checkpoint.arguments:
+        prefix, model = "model.", AudioClassifier(encoder, checkpoint.argument("num_classes"))
+    elif any(name.startswith("teacher.") for name in checkpoint.state):
+        codes = {name: checkpoint.argument(name) for name in ("num_codes", "code_dim")}
+        prefix, model = "tokenizer.", DistilledTokenizer(encoder, **codes)
+    else:
+        prefix, model = "encoder.", encoder
+    check_and_load(model, checkpoint.part(prefix), checkpoint.path)
+    return model.eval()
 
 
 def export(checkpoint: str | Path, path: str | Path) -> None:
-    """A training checkpoint of PretrainModule, TokenizerModule or FineTuneModule -> a file in the released layout."""
-    content = read_checkpoint(checkpoint)
-    if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= content.keys():
-        raise EncoreError(f"{checkpoint}: not a training checkpoint of this paper; give the last.ckpt of a run")
-    sizes, state = content["hyper_parameters"], content["state_dict"]
-    encoder = Encoder(**(sizes.get("encoder") or {}))
-    model: Encoder | AudioClassifier | DistilledTokenizer
-    if "num_classes" in sizes:
-        prefix, model = "model.", AudioClassifier(encoder, sizes["num_classes"])
-    elif "commitment" in sizes:
-        tokenizer = DistilledTokenizer(encoder, num_codes=sizes["num_codes"], code_dim=sizes["code_dim"])
-        prefix, model = "tokenizer.", tokenizer
-    else:
-        prefix, model = "encoder.", encoder
-    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    check_and_load(model, own, checkpoint)
-    save(model, path)
+    """A training checkpoint of any stage -> a file in the released layout."""
+    save(trained(load_checkpoint(checkpoint)), path)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m papers.beats.interop CHECKPOINT.ckpt OUT.pt")
-    try:
-        export(*sys.argv[1:])
-    except EncoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    one_line(export, *sys.argv[1:])

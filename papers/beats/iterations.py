@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
 
-from common.training.run import Run, fit
+from common.training.recipe import Optim
+from common.training.run import Run, train_on
+from papers.beats.data import pad_batch
 from papers.beats.model import AudioClassifier, Encoder
 from papers.beats.module import PretrainModule, TokenizerModule
 from papers.beats.tokenizers import DistilledTokenizer
-
-Loader = Callable[[L.Trainer], DataLoader]
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,14 @@ class Settings:
     estimator: dict[str, Any] = field(default_factory=dict)
     num_codes: int = 1024
     code_dim: int = 256
+    batch_size: int = 35
     lr: float = 5e-4
     tokenizer_lr: float = 5e-5
-    warmup_share: float = 0.08
+
+    def optim(self, lr: float, steps: int) -> Optim:
+        """The recipe of both stages, 8 % of the steps for the warm-up."""
+        warmup = int(0.08 * steps)
+        return Optim(lr, weight_decay=0.01, betas=(0.9, 0.98), schedule="linear", warmup=warmup, total=steps)
 
 
 def pretrain_module(
@@ -35,28 +39,24 @@ def pretrain_module(
 ) -> PretrainModule:
     """One encoder's pre-training; kind may be the regression control."""
     return kind(
+        settings.optim(settings.lr, steps),
         tokenizer=tokenizer,
         encoder=settings.encoder,
         predictor=settings.predictor,
         num_codes=settings.num_codes,
         code_dim=settings.code_dim,
-        lr=settings.lr,
-        warmup_steps=int(settings.warmup_share * steps),
-        total_steps=steps,
     )
 
 
 def tokenizer_module(settings: Settings, steps: int, teacher: Encoder | AudioClassifier) -> TokenizerModule:
     """One tokenizer's training."""
     return TokenizerModule(
+        settings.optim(settings.tokenizer_lr, steps),
         teacher=teacher,
         encoder=settings.encoder,
         estimator=settings.estimator,
         num_codes=settings.num_codes,
         code_dim=settings.code_dim,
-        lr=settings.tokenizer_lr,
-        warmup_steps=int(settings.warmup_share * steps),
-        total_steps=steps,
     )
 
 
@@ -67,7 +67,7 @@ def seed_stage(run: Run, name: str) -> None:
 
 def train_encoder(
     run: Run,
-    loader: Loader,
+    crops: Any,
     settings: Settings,
     steps: int,
     *,
@@ -75,23 +75,28 @@ def train_encoder(
     tokenizer: Any = "random",
     kind: type[PretrainModule] = PretrainModule,
 ) -> Encoder:
-    """A fresh encoder trained on the tokenizer's labels. Stage `name` of the run."""
+    """A fresh encoder trained on the tokenizer's labels of (spectrogram, label) items. Stage `name` of the run."""
     seed_stage(run, name)
     module = pretrain_module(settings, steps, tokenizer, kind)
-    return fit(module, loader, run=run, name=name, max_steps=steps).encoder
+    return _trained(run, module, crops, settings, steps, name).encoder
 
 
 def train_tokenizer(
-    run: Run, loader: Loader, settings: Settings, steps: int, *, name: str, teacher: Encoder | AudioClassifier
+    run: Run, crops: Any, settings: Settings, steps: int, *, name: str, teacher: Encoder | AudioClassifier
 ) -> DistilledTokenizer:
     """A fresh tokenizer distilled from the teacher. Stage `name` of the run."""
     seed_stage(run, name)
-    return fit(tokenizer_module(settings, steps, teacher), loader, run=run, name=name, max_steps=steps).tokenizer
+    module = tokenizer_module(settings, steps, teacher)
+    return _trained(run, module, crops, settings, steps, name).tokenizer
+
+
+def _trained(run: Run, module: Any, crops: Any, settings: Settings, steps: int, name: str) -> Any:
+    return train_on(run, module, crops, steps=steps, batch_size=settings.batch_size, collate=pad_batch, name=name)
 
 
 def iterate(
     run: Run,
-    loader: Loader,
+    crops: Any,
     settings: Settings,
     *,
     encoder_steps: int,
@@ -103,15 +108,14 @@ def iterate(
 
     fine_tune, when given, turns the last teacher into a classifier first, whose logits the last tokenizer learns (3+).
     """
-    encoders = [train_encoder(run, loader, settings, encoder_steps, name="encoder1")]
+    encoders = [train_encoder(run, crops, settings, encoder_steps, name="encoder1")]
     tokenizers: list[DistilledTokenizer] = []
     for i in range(2, iterations + 1):
         teacher: Encoder | AudioClassifier = encoders[-1]
         if fine_tune is not None and i == iterations:
             teacher = fine_tune(encoders[-1])
-        tokenizers.append(
-            train_tokenizer(run, loader, settings, tokenizer_steps, name=f"tokenizer{i}", teacher=teacher)
-        )
-        encoder = train_encoder(run, loader, settings, encoder_steps, name=f"encoder{i}", tokenizer=tokenizers[-1])
+        tokenizer = train_tokenizer(run, crops, settings, tokenizer_steps, name=f"tokenizer{i}", teacher=teacher)
+        encoder = train_encoder(run, crops, settings, encoder_steps, name=f"encoder{i}", tokenizer=tokenizer)
+        tokenizers.append(tokenizer)
         encoders.append(encoder)
     return encoders, tokenizers

@@ -1,16 +1,15 @@
 """The three training stages as LightningModules: masked label prediction, tokenizer distillation, fine-tuning."""
 
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
+from common.eval.classification import Classification, Objective
 from common.masking import random_mask
-from common.training.optim import adamw, schedule
+from common.training.recipe import Optim, Recipe
 from papers.beats import interop
 from papers.beats.data import Batch
 from papers.beats.model import (
@@ -28,29 +27,6 @@ from papers.beats.tokenizers import DistilledTokenizer, RandomProjectionTokenize
 Sizes = dict[str, Any]  # keyword arguments of Encoder, LabelPredictor or TokenEstimator; none = base
 
 
-class _Stage(L.LightningModule):
-    """What the stages share: AdamW with warm-up and linear decay, padding, and parts that stay frozen."""
-
-    frozen = ""  # name of the part that is never trained and always in eval mode: the tokenizer, or the teacher
-
-    def __init__(
-        self, lr: float, weight_decay: float, betas: tuple[float, float], warmup_steps: int, total_steps: int
-    ) -> None:
-        super().__init__()
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
-        self.warmup_steps, self.total_steps = warmup_steps, total_steps
-
-    def train(self, mode: bool = True) -> "_Stage":
-        super().train(mode)
-        if self.frozen:
-            getattr(self, self.frozen).eval()
-        return self
-
-    def configure_optimizers(self) -> Any:
-        optimizer = adamw(self, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
-        return schedule(optimizer, "linear", warmup=self.warmup_steps, total=self.total_steps)
-
-
 def batch_padding(batch: Batch, patch_size: int) -> Tensor | None:
     """Token padding of a batch, (B, N) bool, or None when every clip fills it."""
     if "frames" not in batch:
@@ -59,7 +35,18 @@ def batch_padding(batch: Batch, patch_size: int) -> Tensor | None:
     return token_padding(batch["frames"], frames, mels, patch_size)
 
 
-class PretrainModule(_Stage):
+class _WithTeacher(Recipe):
+    """A stage that learns from a part of it that stays frozen and in eval mode."""
+
+    frozen: str  # the part's name
+
+    def train(self, mode: bool = True) -> "_WithTeacher":
+        super().train(mode)
+        getattr(self, self.frozen).eval()
+        return self
+
+
+class PretrainModule(_WithTeacher):
     """Masked audio modelling (Sec. 3.3): predict the frozen tokenizer's labels of the masked 75% from the visible 25%.
 
     tokenizer: "random" (iteration 1), the path of a tokenizer in the released layout, or a tokenizer module.
@@ -70,6 +57,7 @@ class PretrainModule(_Stage):
 
     def __init__(
         self,
+        optim: Optim,
         *,
         tokenizer: str | nn.Module = "random",
         encoder: Sizes | None = None,
@@ -78,14 +66,9 @@ class PretrainModule(_Stage):
         code_dim: int = 256,
         mask_ratio: float = MASK_RATIO,
         label_smoothing: float = 0.0,
-        lr: float = 5e-4,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup_steps: int = 32000,
-        total_steps: int = 400000,
     ) -> None:
-        super().__init__(lr, weight_decay, betas, warmup_steps, total_steps)
-        self.save_hyperparameters(ignore=["tokenizer"])
+        super().__init__(optim)
+        self.save_hyperparameters(ignore=["tokenizer", "optim"])
         self.encoder = Encoder(**(encoder or {}))
         if tokenizer == "random":
             patch_size = self.encoder.patch_size
@@ -104,30 +87,27 @@ class PretrainModule(_Stage):
         """What is predicted at every token, (B, N)."""
         return self.tokenizer.tokenize(spectrogram, padding)
 
-    def objective(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Loss over the predicted tokens, and what is logged beside it."""
         accuracy = (prediction.argmax(dim=-1) == target).float().mean()
         loss = F.cross_entropy(prediction.float(), target, label_smoothing=self.label_smoothing)
-        return loss, {"accuracy": accuracy}
+        return {"loss": loss, "accuracy": accuracy}
 
-    def step(self, batch: Batch, prefix: str) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         x = batch["spectrogram"]
         padding = batch_padding(batch, self.encoder.patch_size)
         target = self.targets(x, padding)
         batch_size, length = target.shape[:2]
-        masked = random_mask(batch_size, length, num_masked(length, self.mask_ratio), device=x.device)
+        hidden = num_masked(length, self.mask_ratio)
+        masked = random_mask(batch_size, length, hidden, generator=generator, device=x.device)
         prediction = self.predictor(self.encoder(x, padding, ~masked), ~masked, padding)
-        loss, metrics = self.objective(prediction, target[predicted_tokens(~masked, padding)])
-        self.log_dict(
-            {f"{prefix}/loss": loss} | {f"{prefix}/{k}": v for k, v in metrics.items()}, batch_size=batch_size
-        )
-        return loss
+        return self.objective(prediction, target[predicted_tokens(~masked, padding)])
 
-    def training_step(self, batch: Batch) -> Tensor:
-        return self.step(batch, "train")
-
-    def validation_step(self, batch: Batch) -> None:
-        self.step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same masks every time, drawn beside training's random state."""
+        x = batch["spectrogram"]
+        generator = torch.Generator(x.device).manual_seed(batch_idx)
+        self.log_loss("val", self.loss(batch, generator), batch_size=len(x))
 
 
 class PatchRegressionModule(PretrainModule):
@@ -142,11 +122,11 @@ class PatchRegressionModule(PretrainModule):
         patches = rearrange(x, "b 1 (t p) (f q) -> b (t f) (p q)", p=p, q=p)
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
-    def objective(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.mse_loss(prediction, target), {}
+    def objective(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.mse_loss(prediction, target)}
 
 
-class TokenizerModule(_Stage):
+class TokenizerModule(_WithTeacher):
     """Self-distilled tokenizer (Sec. 3.2.2): codes from which an estimator can tell the frozen teacher's outputs.
 
     teacher: the path of an encoder in the released layout, or a module. An Encoder teaches its last hidden states; a
@@ -157,6 +137,7 @@ class TokenizerModule(_Stage):
 
     def __init__(
         self,
+        optim: Optim,
         *,
         teacher: str | nn.Module,
         encoder: Sizes | None = None,
@@ -164,14 +145,9 @@ class TokenizerModule(_Stage):
         num_codes: int = 1024,
         code_dim: int = 256,
         commitment: float = 1.0,
-        lr: float = 5e-5,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup_steps: int = 32000,
-        total_steps: int = 400000,
     ) -> None:
-        super().__init__(lr, weight_decay, betas, warmup_steps, total_steps)
-        self.save_hyperparameters(ignore=["teacher"])
+        super().__init__(optim)
+        self.save_hyperparameters(ignore=["teacher", "optim"])
         teaching: Any = interop.load_encoder(teacher) if isinstance(teacher, str) else teacher
         self.teacher = teaching.requires_grad_(False).eval()
         self.tokenizer = DistilledTokenizer(Encoder(**(encoder or {})), num_codes=num_codes, code_dim=code_dim)
@@ -189,27 +165,18 @@ class TokenizerModule(_Stage):
             return self.teacher.token_logits(spectrogram, padding)
         return self.teacher(spectrogram, padding)
 
-    def step(self, batch: Batch, prefix: str) -> Tensor:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         x = batch["spectrogram"]
         padding = batch_padding(batch, self.tokenizer.encoder.patch_size)
         codes, commitment, indices = self.tokenizer(x, padding)
         distillation = distillation_loss(self.estimator(codes, padding), self.teach(x, padding), padding)
-        loss = distillation + self.commitment * commitment
         used = indices if padding is None else indices[~padding]
-        metrics = {
-            "loss": loss,
+        return {
+            "loss": distillation + self.commitment * commitment,
             "distillation": distillation,
             "commitment": commitment,
             "perplexity": perplexity(used, self.tokenizer.num_codes),
         }
-        self.log_dict({f"{prefix}/{k}": v for k, v in metrics.items()}, batch_size=len(x))
-        return loss
-
-    def training_step(self, batch: Batch) -> Tensor:
-        return self.step(batch, "train")
-
-    def validation_step(self, batch: Batch) -> None:
-        self.step(batch, "val")
 
 
 def perplexity(indices: Tensor, num_codes: int) -> Tensor:
@@ -219,88 +186,58 @@ def perplexity(indices: Tensor, num_codes: int) -> Tensor:
     return torch.exp(-torch.xlogy(share, share).sum())
 
 
-class FineTuneModule(_Stage):
+class FineTuneModule(Classification):
     """Supervised fine-tuning: logits averaged over tokens; BCE with mixup (AudioSet) or cross-entropy.
 
     checkpoint: an encoder in the released layout to start from (a fine-tuned one's classifier is dropped); without it
-    an encoder of the given sizes starts from scratch. layer_decay: a layer's learning rate is that share of the next's.
+    an encoder of the given sizes starts from scratch. optim.layer_decay: a layer's rate is that share of the next's.
     """
+
+    key = "spectrogram"
+    model: AudioClassifier
 
     def __init__(
         self,
+        optim: Optim,
         *,
         num_classes: int,
-        objective: Literal["bce", "ce"] = "bce",
+        objective: Objective = "bce",
         checkpoint: str | None = None,
         encoder: Sizes | None = None,
         mixup_alpha: float = 0.0,
         time_mask: int = 0,
         mel_mask: int = 0,
-        layer_decay: float = 0.75,
-        lr: float = 5e-4,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup_steps: int = 5000,
-        total_steps: int = 80000,
     ) -> None:
-        super().__init__(lr, weight_decay, betas, warmup_steps, total_steps)
-        self.save_hyperparameters()
         if checkpoint is None:
             backbone = Encoder(**(encoder or {}))
         else:
             loaded = interop.load_encoder(checkpoint)
             backbone = loaded.encoder if isinstance(loaded, AudioClassifier) else loaded
-            self.hparams["encoder"] = interop.encoder_sizes(backbone)
-        self.model = AudioClassifier(backbone.train(), num_classes)
-        self.objective, self.mixup_alpha = objective, mixup_alpha
-        self.time_mask, self.mel_mask, self.layer_decay = time_mask, mel_mask, layer_decay
-        self.metric = (
-            MultilabelAveragePrecision(num_classes, thresholds=None)
-            if objective == "bce"
-            else MulticlassAccuracy(num_classes, average="micro")
-        )
+        model = AudioClassifier(backbone.train(), num_classes)
+        super().__init__(model, optim, num_classes=num_classes, objective=objective)
+        self.save_hyperparameters(ignore=["optim"])
+        self.hparams["encoder"] = interop.encoder_sizes(backbone)
+        self.mixup_alpha, self.time_mask, self.mel_mask = mixup_alpha, time_mask, mel_mask
 
-    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """label: (B,) class or (B, C) share of each class."""
-        if self.objective == "bce":
-            return F.binary_cross_entropy_with_logits(logits.float(), label)
-        return F.cross_entropy(logits.float(), label)
+    def padding(self, batch: Batch) -> Tensor | None:
+        """(B, N) bool, or None when every clip fills the batch; mixing says it itself."""
+        return batch["padding"] if "padding" in batch else batch_padding(batch, self.model.encoder.patch_size)
 
-    def training_step(self, batch: Batch) -> Tensor:
-        x, label = batch["spectrogram"], batch["label"]
-        padding = batch_padding(batch, self.model.encoder.patch_size)
+    def logits(self, batch: Batch) -> Tensor:
+        return self.model(batch["spectrogram"], self.padding(batch))
+
+    def augment(self, batch: Batch) -> Batch:
+        x, label, padding = batch["spectrogram"], batch["label"], self.padding(batch)
         if self.mixup_alpha:
-            label = label if label.dim() == 2 else F.one_hot(label, self.model.head.out_features).float()
+            label = label if label.dim() == 2 else F.one_hot(label, self.num_classes).float()
             x, label, padding = mixup(x, label, padding, self.mixup_alpha)
-        x = spec_augment(x, self.time_mask, self.mel_mask)
-        loss = self.loss(self.model(x, padding), label)
-        self.log("train/loss", loss, batch_size=len(x))
-        return loss
+        changed = {"spectrogram": spec_augment(x, self.time_mask, self.mel_mask), "label": label}
+        return changed if padding is None else changed | {"padding": padding}
 
-    def validation_step(self, batch: Batch) -> None:
-        logits = self.model(batch["spectrogram"], batch_padding(batch, self.model.encoder.patch_size))
-        label = batch["label"]
-        self.metric.update(logits.sigmoid() if self.objective == "bce" else logits, label.long())
-        name = "val/map" if self.objective == "bce" else "val/accuracy"
-        self.log_dict({"val/loss": self.loss(logits, label), name: self.metric}, batch_size=len(label))
-
-    def configure_optimizers(self) -> Any:
-        depth = len(self.model.encoder.stack.layers)
-
-        def layer_id(name: str) -> int:
-            if ".layers." in name:
-                return 1 + int(name.split(".layers.")[1].split(".")[0])
-            return depth + 1 if name.startswith("model.head") else 0
-
-        optimizer = adamw(
-            self,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            betas=self.betas,
-            layer_decay=self.layer_decay,
-            layer_id=layer_id,
-        )
-        return schedule(optimizer, "cosine", warmup=self.warmup_steps, total=self.total_steps)
+    def layer_id(self, name: str) -> int:
+        if ".layers." in name:
+            return 1 + int(name.split(".layers.")[1].split(".")[0])
+        return len(self.model.encoder.stack.layers) + 1 if name.startswith("model.head") else 0
 
 
 def mixup(x: Tensor, label: Tensor, padding: Tensor | None, alpha: float) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from common.eval.retrieval import retrieval
+from common.eval.ranking import retrieval
 from common.eval.zero_shot import classify
 from common.fast.flops import multiply_adds
 from common.training.run import Run, fit

@@ -4,11 +4,10 @@
 
 wikipedia: a local data set with a column `text`, an article a row; books: the same, a sentence a row; passages: an
 MS MARCO corpus.tsv or .jsonl. `--output` can be given to several runs one after the other only as different folders;
-papers.dupmae.data.Blocks takes them all.
+papers.dupmae.data.Corpus takes them all.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,34 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import EncoreError
+from common.formats.collection import Passage, TextFile
+from common.formats.text_corpus import join, sentence_blocks
 from common.formats.wordpiece import WordPiece
-from papers.dupmae.collection import Passage, TextFile
 
 TITLE = 2  # a passage's title of up to so many characters is left out, as in the released script
-
-
-def sentences(text: str) -> list[str]:
-    """Sentences of a text: cut after . ! ? (and quotes or brackets that close behind it) before white space."""
-    return [part for part in re.split(r"(?<=[.!?])[\"')\]]*\s+", text.strip()) if part]
-
-
-def join(encoded: Iterable[Sequence[int]], length: int) -> Iterator[list[int]]:
-    """Blocks of whole sentences. encoded: token ids of sentences in order; a block ends with the sentence that brings
-    it to `length` tokens or more (what is too much is cut when a batch is made)."""
-    block: list[int] = []
-    for ids in encoded:
-        if len(block) >= length:
-            yield block
-            block = []
-        block.extend(ids)
-    if block:
-        yield block
-
-
-def article_blocks(texts: Iterable[str], tokenizer: WordPiece, length: int) -> Iterator[list[int]]:
-    """Blocks of articles or passages; none reaches over the end of its text."""
-    for text in texts:
-        yield from join(tokenizer.encode_batch(sentences(text)), length)
 
 
 def book_blocks(lines: Iterable[str], tokenizer: WordPiece, length: int) -> Iterator[list[int]]:
@@ -68,7 +44,7 @@ def save_blocks(kind: str, source: str | Path, tokenizer: WordPiece, output: str
             texts: Iterable[str] = (passage_text(passages[i]) for i in passages)
         else:
             texts = (row["text"] for row in local_rows(source))
-        make = book_blocks if kind == "books" else article_blocks
+        make = book_blocks if kind == "books" else sentence_blocks
         yield from ({"token_ids": block} for block in make(texts, tokenizer, length))
 
     try:

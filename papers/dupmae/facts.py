@@ -5,7 +5,8 @@ import math
 
 import torch
 
-from papers.dupmae.masking import MOST_DRAWS, whole_word_masks
+from common.masking.words import whole_word_masks
+from papers.dupmae.masking import MOST_DRAWS
 from papers.dupmae.model import dupmae_base
 from papers.dupmae.module import Pretraining
 from papers.dupmae.retriever import dupmae_retriever

@@ -125,7 +125,7 @@ def bag_of_words_loss(mu: Tensor, weights: Tensor) -> Tensor:
 
 
 def dupmae_base(dropout: float = 0.1, attention_dropout: float = 0.1) -> DupMAE:
-    """BERT-base and the one-layer decoder: 116,602,170 parameters in pre-training."""
+    """BERT-base and the one-layer decoder (parameters in pre-training: fact params-pretraining)."""
     bert = bert_base(dropout=dropout, attention_dropout=attention_dropout)
     return DupMAE(bert, dropout=dropout, attention_dropout=attention_dropout)
 
@@ -148,3 +148,6 @@ def tiny_bert(vocab_size: int = 2048, dropout: float = 0.0, attention_dropout: f
         dropout=dropout,
         attention_dropout=attention_dropout,
     )
+
+
+SIZES = {"tiny": tiny_bert, "base": bert_base}

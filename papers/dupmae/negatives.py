@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import EncoreError
-from papers.dupmae.collection import mine_negatives, read_judgements, read_ranking, write_negatives
+from common.formats.collection import mine_negatives, read_judgements, read_ranking, write_negatives
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

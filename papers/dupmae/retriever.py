@@ -1,5 +1,6 @@
 """The unified representation for retrieval (Sec. 3.3): a reduced [CLS], and the largest words of the other tokens."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import EncoreError
+from common.eval import ranking
 from common.formats.wordpiece import PAD
 from common.layers.bert import INIT_STD, Bert, BertMLM, bert_base
 from common.layers.init import init_weights
@@ -90,6 +92,40 @@ def distillation_loss(
     own = retriever.score(queries, passages).float()
     groups = own.unflatten(1, (len(own), -1))[torch.arange(len(own)), torch.arange(len(own))]  # (Q, G)
     return F.kl_div(groups.log_softmax(1), teacher.softmax(1), reduction="none").mean()
+
+
+class Index:
+    """Documents as their dense parts and the top-k entries of their lexical parts, kept on the CPU."""
+
+    def __init__(self, vocab_size: int, top_k: int) -> None:
+        self.vocab_size, self.top_k = vocab_size, min(top_k, vocab_size)
+        self.ids: list[str] = []
+        self.parts: list[tuple[Tensor, ...]] = []  # dense, and words and weights where there is a lexical part
+
+    def add(self, ids: Sequence[str], documents: Representation) -> None:
+        """Documents in the order of `ids`; their lexical parts need not be sparse."""
+        self.ids += ids
+        new = [documents.dense.float()]
+        if self.top_k:
+            top = documents.lexical.float().topk(self.top_k, dim=1)
+            new += [top.indices.int(), top.values]
+        self.parts.append(tuple(part.cpu() for part in new))
+
+    def search(self, queries: Representation, depth: int, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+        """The `depth` best documents of every query: scores and rows of the index, (Q, depth) each, best first."""
+        queries = Representation(queries.dense.float(), queries.lexical.float())
+        device = queries.dense.device
+        if len(self.parts) > 1:
+            self.parts = [tuple(torch.cat(part) for part in zip(*self.parts))]
+
+        def score(part: slice) -> Tensor:
+            dense, *top = (stored[part].to(device) for stored in self.parts[0])
+            words = torch.zeros(len(dense), queries.lexical.shape[1], device=device)
+            if top:
+                words.scatter_(1, top[0].long(), top[1])
+            return scores(queries, Representation(dense, words))
+
+        return ranking.search(score, len(self.ids), depth, chunk)
 
 
 def dupmae_retriever() -> Retriever:

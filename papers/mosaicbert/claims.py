@@ -14,21 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.fast.flops import multiply_adds
+from common.formats import corpora
+from common.formats.text_corpus import FixedBatches, TextBlocks, document_blocks
 from common.formats.wordpiece import WordPiece
-from common.masking import mlm_mask
-from common.training.loaders import seeded, train_loader
-from common.training.run import Run, fit
-from papers.mosaicbert.data import (
-    EVALUATION_RATIO,
-    EVALUATION_SEED,
-    Documents,
-    FixedBatches,
-    Masking,
-    encode,
-    named_sentences,
-)
+from common.masking.words import MaskWords
+from common.training.loaders import seeded
+from common.training.recipe import Optim
+from common.training.run import Run, sizes, train_on
+from papers.mosaicbert.data import EVALUATION_RATIO, EVALUATION_SEED, Masking
 from papers.mosaicbert.model import MaskedLM
 from papers.mosaicbert.module import Pretraining
+
+OVERLAP = "sentences that occur in both texts of WikiText-2"
 
 
 @dataclass(frozen=True)
@@ -63,18 +60,19 @@ ARMS = {
 class Text:
     """Rows of sentences for training and held out, and their tokenizer."""
 
-    train: Documents
-    held_out: Documents
+    train: TextBlocks
+    held_out: TextBlocks
     tokenizer: WordPiece
 
 
 @cache
 def wikitext(plan: Plan) -> Text:
     """WikiText-2's sentences under a WordPiece trained on the training part."""
-    train, held_out = named_sentences("wikitext2")
+    train, held_out = corpora.sentences("wikitext2")
     tokenizer = WordPiece.train(train, plan.vocab_size, rarest=5)
-    rows = [encode(part, tokenizer, plan.max_length) for part in (train, held_out[: plan.held_out])]
-    return Text(Documents(rows[:1]), Documents(rows[1:]), tokenizer)
+    blocks = (document_blocks(part, tokenizer) for part in (train, held_out[: plan.held_out]))
+    rows, held_out_rows = (TextBlocks(part, tokenizer, plan.max_length) for part in blocks)
+    return Text(rows, held_out_rows, tokenizer)
 
 
 # ----------------------------------------------------------------------------------------------------- masked words
@@ -86,12 +84,15 @@ def equal_compute(run: Run) -> dict[str, float]:
     bert: padded, 15 % masking, `steps` steps. mosaicbert: the paper's block with the feed-forward kept, 30 % masking,
     as many steps as cost the same multiply-adds. equal_steps: feed-forward at two thirds, as many steps as bert.
     """
-    plan, text = PLANS[run.scale], wikitext(PLANS[run.scale])
+    plan = sizes(run, **PLANS)
+    text = wikitext(plan)
     encoder, ratio = ARMS[run.arm]
     costs = {arm: step_cost(arm, plan, text) for arm in {"bert", run.arm}}
     steps = round(plan.steps * costs["bert"] / costs[run.arm]) if run.arm == "mosaicbert" else plan.steps
+    run.split("test", text.held_out, overlap=OVERLAP)
     model = pretrain(run, encoder, text.train, Masking(text.tokenizer, ratio), steps, plan)
-    loss, accuracy = held_out(model, FixedBatches(text.held_out, 100, Masking(text.tokenizer, EVALUATION_RATIO)))
+    batches = FixedBatches(text.held_out, 100, Masking(text.tokenizer, EVALUATION_RATIO), EVALUATION_SEED)
+    loss, accuracy = held_out(model, batches)
     return {
         "mlm_loss": loss,
         "mlm_accuracy": accuracy,
@@ -105,24 +106,23 @@ def step_cost(arm: str, plan: Plan, text: Text) -> float:
     """Mean multiply-adds of the forward pass over eight training batches, masked as the arm masks them."""
     encoder, ratio = ARMS[arm]
     with torch.random.fork_rng(devices=[]):
-        model = Pretraining(encoder, plan.vocab_size).model.eval()
-    batches = FixedBatches(text.train, plan.batch_size, Masking(text.tokenizer, ratio))
+        model = Pretraining(Optim(plan.lr), encoder, plan.vocab_size).model.eval()
+    batches = FixedBatches(text.train, plan.batch_size, Masking(text.tokenizer, ratio), EVALUATION_SEED)
     return float(np.mean([multiply_adds(model.loss, *batches[i]) for i in range(min(8, len(batches)))]))
 
 
-def pretrain(run: Run, encoder: str, rows: Documents, masking: Masking, steps: int, plan: Plan) -> MaskedLM:
-    """A masked language model trained for `steps`, in eval mode."""
+def pretrain(run: Run, encoder: str, rows: TextBlocks, masking: Masking, steps: int, plan: Plan) -> MaskedLM:
+    """A masked language model trained for `steps` with the paper's optimizer and schedule, in eval mode."""
+    run.settings(encoder=encoder, masked=masking.ratio)
+    run.split("train", rows)
+    optim = Optim(
+        plan.lr, weight_decay=1e-5, decoupled=True, decay_all=True, betas=(0.9, 0.98), eps=1e-6,
+        schedule="linear", warmup=max(1, round(0.06 * steps)), total=steps, floor=0.02,
+    )  # fmt: skip
     L.seed_everything(run.seed, verbose=False)
-    module = Pretraining(encoder, plan.vocab_size, lr=plan.lr, total_steps=steps)
-    return fit(
-        module,
-        lambda trainer: train_loader(
-            rows, plan.batch_size, seed=run.seed, collate_fn=masking, trainer=trainer, num_batches=steps
-        ),
-        run=run,
-        name="pretraining",
-        max_steps=steps,
-    ).model
+    module = Pretraining(optim, encoder, plan.vocab_size)
+    train_on(run, module, rows, steps=steps, batch_size=plan.batch_size, collate=masking, name="pretraining")
+    return module.model
 
 
 @torch.no_grad()
@@ -149,39 +149,31 @@ def extrapolation(run: Run) -> dict[str, float]:
     four quarters (32 tokens each); loss_increase is the difference. Both arms mask 30 % in training; the table of
     positions has 128 rows, of which training reaches 32.
     """
-    plan, text = PLANS[run.scale], wikitext(PLANS[run.scale])
+    plan = sizes(run, **PLANS)
+    text = wikitext(plan)
     encoder = {"alibi": "mosaicbert_tiny_matched", "learned": "bert_tiny"}[run.arm]
-    train = Documents([wrap(windows(text.train, CONTENT), text.tokenizer).numpy()])
+    train = TextBlocks(windows(text.train, CONTENT).tolist(), text.tokenizer, CONTENT + 2)
+    long = run.split("test", torch.from_numpy(windows(text.held_out, CONTENT * TIMES)[: plan.windows]))
     model = pretrain(run, encoder, train, Masking(text.tokenizer, 0.3), plan.window_steps, plan)
-    long = torch.from_numpy(windows(text.held_out, CONTENT * TIMES)[: plan.windows])
     whole, cut = (window_loss(model, text.tokenizer, long, parts) for parts in (1, TIMES))
     return {"loss_increase": whole - cut, "loss_whole": whole, "loss_cut": cut}
 
 
-def windows(rows: Documents, length: int) -> np.ndarray:
+def windows(rows: TextBlocks, length: int) -> np.ndarray:
     """The pieces of all sentences, special tokens left out, one after the other in windows: (W, length) int64."""
-    pieces = np.concatenate([row[row != 0][1:-1] for row in (rows[i] for i in range(len(rows)))]).astype(np.int64)
+    pieces = torch.cat([rows[i][1:-1] for i in range(len(rows))]).numpy()
     return pieces[: len(pieces) // length * length].reshape(-1, length)
-
-
-def wrap(content: np.ndarray | Tensor, tokenizer: WordPiece) -> Tensor:
-    """[CLS] content [SEP]: (W, n) -> (W, n + 2)"""
-    content = torch.as_tensor(content)
-    return F.pad(F.pad(content, (1, 0), value=tokenizer.cls), (0, 1), value=tokenizer.sep)
 
 
 @torch.no_grad()
 def window_loss(model: MaskedLM, tokenizer: WordPiece, content: Tensor, parts: int) -> float:
     """Mean loss (nats) at 15 % of the pieces of windows (W, n), each cut into `parts`; always the same pieces."""
     with seeded(EVALUATION_SEED):
-        eligible = ~torch.isin(content, torch.tensor(tokenizer.special_ids))
-        inputs, labels = mlm_mask(
-            content, eligible, ratio=EVALUATION_RATIO, mask_id=tokenizer.mask, vocab_size=len(tokenizer)
-        )
-    inputs, labels = (x.reshape(parts * len(x), -1) for x in (inputs, labels))
-    tokens, labels = wrap(inputs, tokenizer), F.pad(labels, (1, 1), value=-100)
+        inputs, labels = MaskWords(tokenizer, EVALUATION_RATIO)(content)
+    inputs, labels = (F.pad(x.reshape(parts * len(x), -1), (1, 1), value=-100) for x in (inputs, labels))
+    inputs[:, 0], inputs[:, -1] = tokenizer.cls, tokenizer.sep
     loss, count = 0.0, 0
-    for x, y in zip(tokens.split(100), labels.split(100)):
+    for x, y in zip(inputs.split(100), labels.split(100)):
         logits, wanted = model.labelled(x, torch.ones_like(x, dtype=torch.bool), y)
         loss += F.cross_entropy(logits, wanted, reduction="sum").item()
         count += len(wanted)

@@ -3,37 +3,32 @@
 from pathlib import Path
 from typing import Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import EncoreError
 from common.formats.wordpiece import PAD
-from common.interop import check_and_load
 from common.interop.checkpoint import Checkpoint
-from common.interop.encoder import Encoded, Encoder, expect, mean_over
+from common.interop.encoder import Encoded, Exported, expect, mean_over
 from papers.mosaicbert import interop
 from papers.mosaicbert.model import ENCODERS, Classifier, MaskedLM
 
 
-class MosaicBERTEncoder(Encoder):
+class MosaicBERTEncoder(Exported):
     """Batches are token ids (B, N) int64: `[CLS]` text `[SEP]`, padding id 0 after it.
 
     tokens (B, N, D): the last states; pooled (B, D): their mean over what is not padding. The layout is that of the
     released code, which is no class of transformers; the BERT of the comparisons has another.
     """
 
-    def __init__(self, model: MaskedLM | Classifier) -> None:
-        super().__init__()
-        self.model: MaskedLM | Classifier = model
+    model: MaskedLM | Classifier
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        name, state = checkpoint.argument("encoder"), checkpoint.part("model.")
+    def build(cls, checkpoint: Checkpoint) -> nn.Module:
+        name, out = checkpoint.argument("encoder"), checkpoint.state.get("model.out.bias")
         if name not in ENCODERS:
             raise EncoreError(f"{checkpoint.path}: {name!r} is no encoder here, which are {', '.join(ENCODERS)}")
         encoder = ENCODERS[name](checkpoint.argument("vocab_size"))
-        model = Classifier(encoder, len(state["out.bias"])) if "out.bias" in state else MaskedLM(encoder)
-        check_and_load(model, state, checkpoint.path)
-        return cls(model)
+        return MaskedLM(encoder) if out is None else Classifier(encoder, len(out))
 
     @classmethod
     def from_hub(cls, directory: str | Path) -> Self:

@@ -2,26 +2,12 @@
 
 from typing import Any
 
+from common.layers.bert import bert_base
 from papers.mosaicbert.attention import alibi_slopes
-from papers.mosaicbert.glue import TASKS
-from papers.mosaicbert.model import (
-    Classifier,
-    MaskedLM,
-    bert_base,
-    mosaicbert_base,
-    mosaicbert_base_matched,
-    mosaicbert_large,
-    pad_vocabulary,
-)
-from papers.mosaicbert.module import WARMUP
+from papers.mosaicbert.data import EVALUATION_RATIO
+from papers.mosaicbert.model import ENCODERS, Classifier, MaskedLM, pad_vocabulary
 
 SAMPLES, BATCH, DOCUMENTS = 286_720_000, 4096, 364_868_892
-ENCODERS: dict[str, Any] = {
-    "base": mosaicbert_base,
-    "base_matched": mosaicbert_base_matched,
-    "large": mosaicbert_large,
-    "bert_base": bert_base,
-}
 
 
 def masked_lm(size: str) -> MaskedLM:
@@ -29,14 +15,9 @@ def masked_lm(size: str) -> MaskedLM:
     return MaskedLM(ENCODERS[size]())
 
 
-def classifier(size: str) -> Classifier:
-    """The fine-tuning model of a size with two classes."""
-    return Classifier(ENCODERS[size](), 2)
-
-
 def encoder_with_pooler(size: str) -> int:
     """Parameters of encoder and pooler, without the last linear map."""
-    model = classifier(size)
+    model = Classifier(ENCODERS[size](), 2)
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("out."))
 
 
@@ -55,9 +36,9 @@ def steps() -> int:
     return SAMPLES // BATCH
 
 
-def warmup_steps() -> int:
+def warmup_steps(share: float) -> int:
     """Steps of its warm-up."""
-    return round(WARMUP * steps())
+    return round(share * steps())
 
 
 def corpus_share() -> float:
@@ -70,6 +51,22 @@ def coupled_decay(lr: float, weight_decay: float) -> float:
     return weight_decay / lr
 
 
-def glue_steps(task: str) -> int:
-    """Optimizer steps of a fine-tuning task."""
-    return TASKS[task].steps
+def glue_steps(examples: int, batch: int, epochs: int) -> int:
+    """Optimizer steps of a fine-tuning task, the last batch of each epoch incomplete, as in the released code."""
+    return epochs * -(-examples // batch)
+
+
+def evaluation_ratio() -> float:
+    """Share of words hidden in validation."""
+    return EVALUATION_RATIO
+
+
+def dropout(size: str) -> float:
+    """Dropout of an encoder, wherever its block has one."""
+    return ENCODERS[size]().config["dropout"]
+
+
+def attention_dropout() -> float:
+    """Dropout on the attention of the BERT baseline."""
+    first: Any = bert_base().blocks.layers[0]
+    return first.attn.dropout

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.layers.bert import EPS, INIT_STD, Bert, MLMHead, bert_base
+from common.layers.bert import EPS, INIT_STD, Bert, BertEmbeddings, MLMHead, bert_base
 from common.layers.init import init_weights, same_gain_std
 from papers.mosaicbert.attention import Attention, Layout, alibi_slopes, attention_bias
 
-PAD = 0
 VOCAB = 30528
 
 
@@ -65,22 +64,6 @@ class Block(nn.Module):
         return self.norm2(a + self.mlp(a))
 
 
-class Embeddings(nn.Module):
-    """Word and segment embeddings summed, LayerNorm, dropout. There are no positions."""
-
-    def __init__(self, vocab_size: int, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.words = nn.Embedding(vocab_size, dim, padding_idx=PAD)
-        self.segments = nn.Embedding(2, dim)
-        self.norm = LowPrecisionLayerNorm(dim, eps=EPS)
-        self.dropout = dropout
-
-    def forward(self, tokens: Tensor, segments: Tensor | None) -> Tensor:
-        """tokens, segments: (R,) ids, segments default 0 -> (R, D)"""
-        kind = self.segments.weight[0] if segments is None else self.segments(segments)
-        return F.dropout(self.norm(self.words(tokens) + kind), self.dropout, self.training)
-
-
 class MosaicBert(nn.Module):
     """The encoder. N(0, init_std) weights, zero biases; sequences of any length."""
 
@@ -105,7 +88,7 @@ class MosaicBert(nn.Module):
             "mlp_dim": mlp_dim,
             "dropout": dropout,
         }
-        self.embeddings = Embeddings(vocab_size, dim, dropout)
+        self.embeddings = BertEmbeddings(vocab_size, dim, None, dropout=dropout, norm=LowPrecisionLayerNorm)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim, dropout) for _ in range(depth))
         self.slopes: Tensor
         self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads)), persistent=False)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from common import sources
+from common.formats import corpora
 from common.formats.tables import read_table
+from common.formats.text_corpus import TextBlocks, document_blocks
 from common.formats.wordpiece import WordPiece
 from common.training.loaders import seeded
 from common.training.run import Run
 from papers.mosaicbert.attention import Layout, attention_bias
-from papers.mosaicbert.data import Batch, Masking, encode, named_sentences
+from papers.mosaicbert.data import Batch, Masking
 from papers.mosaicbert.model import MaskedLM, MosaicBert, mosaicbert_base
 
 Step = Callable[[Batch], Tensor]  # batch -> scalar to differentiate
@@ -30,11 +32,12 @@ def sst2_batches(count: int, size: int, seed: int, max_length: int = 128) -> lis
     The WordPiece is trained on WikiText-2; 8,192 pieces cut the sentences about as finely as BERT's 30,522 do.
     """
     table = read_table(sources.locate("sst2")["sst2-train.parquet"], ["text"])
-    tokenizer = WordPiece.train(named_sentences("wikitext2")[0], 8192, rarest=5)
+    tokenizer = WordPiece.train(corpora.sentences("wikitext2")[0], 8192, rarest=5)
     chosen = np.random.default_rng(seed).choice(len(table["text"]), (count, size), replace=False)
     masking = Masking(tokenizer, 0.3)
+    batches = [document_blocks([table["text"][i] for i in row], tokenizer) for row in chosen]
     with seeded(seed):
-        return [masking(list(encode([table["text"][i] for i in row], tokenizer, max_length))) for row in chosen]
+        return [masking(list(TextBlocks(blocks, tokenizer, max_length))) for blocks in batches]
 
 
 def paired_seconds(sides: dict[str, tuple[nn.Module, Step]], batches: Sequence[Batch]) -> dict[str, float]:

@@ -134,19 +134,14 @@ FIXTURES = {
     "paper_imagenet_r.yaml": on_imagenet_r,
     "paper_five_datasets.yaml": on_five_datasets,
 }
-META = {
-    "paper_*.yaml": {
-        "model.init_args.backbone": {"class_path": "papers.nmc_continual.model.vit_base_patch16_224_in21k"}
-    }
-}
+WHERE = "papers.nmc_continual.model"
+META = {"paper_*.yaml": {"model.init_args.backbone": {"class_path": f"{WHERE}.vit_base_patch16_224_in21k"}}}
 SMOKE_STEPS = 12  # the first of five tasks; each brings classes whose loss begins anew
+TESTED_APART = {"class-means-beat-training-along-the-stream": "a whole grid of learners, on a smaller grid there"}
 
 
 def tiny() -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    backbone = {"class_path": "papers.nmc_continual.model.FrozenViT", "init_args": VIT}
-    module = {
-        "class_path": "papers.nmc_continual.module.NMC",
-        "init_args": {"backbone": backbone, "num_classes": 2, "num_tasks": 1},
-    }
-    return module, torch.randn(2, 3, 16, 16)
+    backbone = {"class_path": f"{WHERE}.FrozenViT", "init_args": VIT}
+    arguments = {"backbone": backbone, "num_classes": 2, "num_tasks": 1}
+    return {"class_path": "papers.nmc_continual.module.NMC", "init_args": arguments}, torch.randn(2, 3, 16, 16)

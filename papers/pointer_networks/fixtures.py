@@ -1,4 +1,4 @@
-"""Solved sets in the release's text files, and a tiny Ptr-Net, for tests and for a first try."""
+"""Tiny files in the release's text format, for tests and for a first try."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +11,12 @@ from papers.pointer_networks.data import write_problems
 from papers.pointer_networks.problems import Problem, draw
 
 
-def files(root: Path, problem: Problem, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """A training and a validation file of four sets a size."""
-    for seed, name in enumerate(("train", "test")):
-        generator = torch.Generator().manual_seed(seed)
-        write_problems(root / f"{name}.txt", problem, [draw(problem, 4, n, generator) for n in sizes])
+def solved_sets(root: Path, problem: Problem, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Four solved sets of every size to train and to validate on."""
+    for part in ("train", "test"):
+        write_problems(str(root / f"{part}.txt"), problem, [draw(problem, 4, n) for n in sizes])
     return {
-        "model.init_args.hidden_dim": 8,
+        "model.init_args.hidden_dim": 16,
         "data.init_args.train_file": root / "train.txt",
         "data.init_args.val_file": root / "test.txt",
         "data.init_args.batch_size": 4,
@@ -25,11 +24,11 @@ def files(root: Path, problem: Problem, sizes: tuple[int, ...]) -> dict[str, Any
 
 
 FIXTURES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "paper_hull_50.yaml": partial(files, problem="hull", sizes=(7,)),
-    "paper_hull.yaml": partial(files, problem="hull", sizes=(5, 8)),
-    "paper_delaunay.yaml": partial(files, problem="delaunay", sizes=(6,)),
-    "paper_tsp_50.yaml": partial(files, problem="tsp", sizes=(7,)),
-    "paper_tsp.yaml": partial(files, problem="tsp", sizes=(5, 8)),
+    "paper_hull.yaml": partial(solved_sets, problem="hull", sizes=(5, 8)),
+    "paper_hull_50.yaml": partial(solved_sets, problem="hull", sizes=(7,)),
+    "paper_delaunay.yaml": partial(solved_sets, problem="delaunay", sizes=(7,)),
+    "paper_tsp.yaml": partial(solved_sets, problem="tsp", sizes=(5, 8)),
+    "paper_tsp_50.yaml": partial(solved_sets, problem="tsp", sizes=(7,)),
 }
 
 

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from common.eval.linear_probe import softmax_probe
+from common.formats.speech import Bucketed, bucket_loader, buckets
+from common.training.recipe import Optim
 from common.training.run import Run, fit
 from common.worlds.sounds import CLASSES, SoundClips
 from papers.tera.alteration import named_policy
 from papers.tera.corpora import PHONES, SPEAKERS, TEXTS, EmoDBClips, held_out
-from papers.tera.data import IGNORED, Bucketed, altered_batch, bucket_loader, buckets
+from papers.tera.data import IGNORED, altered_batch
 from papers.tera.features import SAMPLE_RATE, extract
 from papers.tera.model import INIT_STD, Encoder
 from papers.tera.module import PretrainModule
@@ -57,6 +59,11 @@ PLANS = {
 }
 
 
+def pretraining(lr: float, steps: int) -> Optim:
+    """The paper's optimizer and schedule at another rate and length."""
+    return Optim(lr, weight_decay=0.01, schedule="linear", warmup=0.07, total=steps)
+
+
 class Split(NamedTuple):
     """Indices of clips: to train on; of new speakers and new sentences; new sentences of the training speakers."""
 
@@ -82,10 +89,14 @@ class Corpus:
             self.waveforms, self.features, self.phones = clips.waveforms, clips.features, clips.phones
             self.speakers, self.texts = clips.speakers, clips.texts
 
-    def split(self, fold: int) -> Split:
-        held = held_out(self.speakers, self.texts, fold)
+    def split(self, run: Run) -> Split:
+        """The fold of the run's seed, declared."""
+        held = held_out(self.speakers, self.texts, run.seed)
         parts = (~held.speaker & ~held.text, held.speaker & held.text, ~held.speaker & held.text)
-        return Split(*(np.flatnonzero(part).tolist() for part in parts))
+        split = Split(*(np.flatnonzero(part).tolist() for part in parts))
+        for name, part in zip(("train", "test:strangers", "test:sentences"), split):
+            run.split(name, [self.features[i] for i in part])
+        return split
 
     def frame_speakers(self) -> list[Tensor]:
         """The clip's speaker as a label of every frame that has a phone."""
@@ -104,8 +115,11 @@ class Corpus:
 
 def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Encoder:
     """An encoder pre-trained on the clips under the policy of an ablation name."""
-    module = PretrainModule(encoder=encoder_sizes(run, plan), lr=plan.lr, total_steps=plan.steps)
+    module = PretrainModule(pretraining(plan.lr, plan.steps), encoder=encoder_sizes(run, plan))
     batches = Bucketed(clips, buckets([len(clip) for clip in clips], plan.batch_size))
+    run.split("train", clips)
+    run.split("train:batches", batches)
+    run.settings(alteration=alteration)
     collate = partial(altered_batch, policy=named_policy(alteration))
     make = partial(bucket_loader, batches, collate, seed=run.seed)
     fit(module, lambda trainer: make(trainer=trainer), run=run, max_steps=plan.steps, gradient_clip_val=5.0)
@@ -118,15 +132,14 @@ def encoder_sizes(run: Run, plan: Plan) -> dict[str, Any]:
     return plan.encoder
 
 
-def representation(run: Run, plan: Plan, corpus: Corpus) -> Represent:
+def representation(run: Run, plan: Plan, corpus: Corpus, train: list[int]) -> Represent:
     """What an arm's probes see: the "logmel" frames themselves, the last layer of an "untrained" encoder, or that of
     one pre-trained under the alteration the arm is named after."""
     if run.arm == "logmel":
         return lambda x: x
     if run.arm == "untrained":
         return last_layer(Encoder(**encoder_sizes(run, plan)))
-    train = [corpus.features[i] for i in corpus.split(run.seed).train]
-    return last_layer(pretrain(run, plan, train, run.arm))
+    return last_layer(pretrain(run, plan, [corpus.features[i] for i in train], run.arm))
 
 
 def last_layer(encoder: Encoder) -> Represent:
@@ -151,43 +164,18 @@ def labelled(represented: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, T
     return x, torch.cat([label[label != IGNORED] for label in labels])
 
 
-def fit_probe(x: Tensor, y: Tensor, num_classes: int, steps: int, seed: int) -> Callable[[Tensor, Tensor], float]:
-    """A linear softmax classifier on standardised frames; returns its accuracy (%) as a function of (frames, labels).
-
-    Adam, 256 frames a step, rate 3e-3 falling linearly to 0, from zero weights.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    mean, std = x.mean(dim=0), x.std(dim=0) + 1e-6
-    x = (x - mean) / std
-    weight = nn.Parameter(torch.zeros(num_classes, x.shape[1]))
-    bias = nn.Parameter(torch.zeros(num_classes))
-    optimizer = torch.optim.Adam([weight, bias], lr=3e-3, fused=True)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
-        chosen = torch.randint(len(x), (256,), generator=generator)
-        loss = F.cross_entropy(F.linear(x[chosen], weight, bias), y[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def accuracy(test_x: Tensor, test_y: Tensor) -> float:
-        scores = F.linear((test_x - mean) / std, weight, bias)
-        return 100 * (scores.argmax(dim=1) == test_y).float().mean().item()
-
-    return accuracy
-
-
 def surface_features(run: Run) -> dict[str, float]:
     """Claim 1. Arms "T-F-M", "untrained", "logmel": phones of unseen speakers in unseen sentences, from one frame of
     the representation (phone_linear) and from nine side by side (phone_concat)."""
     plan, corpus = PLANS[run.scale], Corpus(run.scale)
-    represent, split = representation(run, plan, corpus), corpus.split(run.seed)
+    split = corpus.split(run)
+    represent = representation(run, plan, corpus, split.train)
     train, test = ([represent(corpus.features[i]) for i in part] for part in (split.train, split.strangers))
     train_labels, test_labels = ([corpus.phones[i] for i in part] for part in (split.train, split.strangers))
+    settings: dict[str, Any] = {"steps": plan.probe_steps, "seed": run.seed}
     metrics = {}
     for name, view in (("phone_linear", lambda x: x), ("phone_concat", concatenated)):
-        probe = fit_probe(*labelled([view(x) for x in train], train_labels), len(PHONES), plan.probe_steps, run.seed)
+        probe = softmax_probe(*labelled([view(x) for x in train], train_labels), len(PHONES), **settings)
         metrics[name] = probe(*labelled([view(x) for x in test], test_labels))
     return metrics
 
@@ -196,15 +184,17 @@ def axes(run: Run) -> dict[str, float]:
     """Claim 2. Arms "T", "F", "T-F-M": phones of unseen speakers in unseen sentences, training speakers in unseen
     sentences, both from single frames, and again with noise at 10 dB in the test clips."""
     plan, corpus = PLANS[run.scale], Corpus(run.scale)
-    represent, split = representation(run, plan, corpus), corpus.split(run.seed)
+    split = corpus.split(run)
+    represent = representation(run, plan, corpus, split.train)
     train = [represent(corpus.features[i]) for i in split.train]
     speakers = corpus.frame_speakers()
+    settings: dict[str, Any] = {"steps": plan.probe_steps, "seed": run.seed}
     metrics = {}
     for name, labels, part, num_classes in (
         ("phone", corpus.phones, split.strangers, len(PHONES)),
         ("speaker", speakers, split.sentences, len(set(corpus.speakers))),
     ):
-        probe = fit_probe(*labelled(train, [labels[i] for i in split.train]), num_classes, plan.probe_steps, run.seed)
+        probe = softmax_probe(*labelled(train, [labels[i] for i in split.train]), num_classes, **settings)
         truth = [labels[i] for i in part]
         metrics[f"{name}_linear"] = probe(*labelled([represent(corpus.features[i]) for i in part], truth))
         metrics[f"{name}_noisy"] = probe(*labelled([represent(corpus.noisy(i)) for i in part], truth))

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from papers.tera.data import IGNORED, Bucketed, buckets, load_source
+from common.formats.speech import Bucketed, buckets
+from papers.tera.data import IGNORED, load_source
 from papers.tera.downstream import Item, Labelled
 from papers.tera.features import HOP, SAMPLE_RATE, extract
 
@@ -94,8 +95,8 @@ class EmoDBProbe(Labelled):
     next fold's speakers saying training sentences.
     """
 
-    def __init__(self, *, fold: int = 0, batch_size: int = 16, num_workers: int = 0, seed: int = 0) -> None:
-        super().__init__(batch_size, num_workers, seed)
+    def __init__(self, *, fold: int = 0, **loaders: Any) -> None:
+        super().__init__(**loaders)
         self.fold = fold
 
     def setup(self, stage: str | None = None) -> None:
@@ -105,16 +106,15 @@ class EmoDBProbe(Labelled):
         items = list(zip(clips.features, clips.phones))
         seen = ~held.speaker & ~held.text
         parts = (seen & ~following.speaker, seen & following.speaker, held.speaker & held.text)
-        sets = [bucketed_subset(items, chosen, self.batch_size) for chosen in parts]
-        self.train_set, self.val_set, self.test_set = sets
+        self.train, self.valid, self.test = (bucketed_subset(items, chosen, self.batch_size) for chosen in parts)
 
 
 class FSDDProbe(Labelled):
     """Digits of FSDD (named source fsdd) by a speaker never trained on: `fold` (0-5) names the test speaker, the next
     one is for validation."""
 
-    def __init__(self, *, fold: int = 0, batch_size: int = 32, num_workers: int = 0, seed: int = 0) -> None:
-        super().__init__(batch_size, num_workers, seed)
+    def __init__(self, *, fold: int = 0, **loaders: Any) -> None:
+        super().__init__(**loaders)
         self.fold = fold
 
     def setup(self, stage: str | None = None) -> None:
@@ -125,5 +125,4 @@ class FSDDProbe(Labelled):
         test, val = self.fold % len(names), (self.fold + 1) % len(names)
 
         parts = ((who != test) & (who != val), who == val, who == test)
-        sets = [bucketed_subset(items, chosen, self.batch_size) for chosen in parts]
-        self.train_set, self.val_set, self.test_set = sets
+        self.train, self.valid, self.test = (bucketed_subset(items, chosen, self.batch_size) for chosen in parts)

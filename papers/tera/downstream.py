@@ -8,24 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 from common.errors import EncoreError
 from common.formats.audio import load_audio
-from common.training.loaders import train_loader
-from papers.tera.data import IGNORED, Batch, Bucketed, bucket_loader, buckets, crop, length_table, pad
+from common.formats.speech import (
+    Bucketed,
+    BucketLoaders,
+    Clips,
+    buckets,
+    crop,
+    length_table,
+    pad,
+    read_text,
+    speech_commands,
+)
+from common.training.loaders import Balanced, Loaders
+from papers.tera.data import IGNORED, Batch
 from papers.tera.features import SAMPLE_RATE, Kind, extract
 
 SUBSET = "train-clean-100"  # CPC's alignments and split are of this one
 NUM_PHONES = 41
 TRAIN_DEV_SEED = 1337
 TRAIN_SHARE = 0.9  # of the training list; the rest is the development set
-
-COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "unknown", "silence")
 
 Item = tuple[Tensor, Tensor]  # features (L, H); label () or frame labels (M,)
 
@@ -39,43 +46,26 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 class AudioItems:
-    """Map-style dataset of (features, label) from audio files below root."""
+    """Map-style dataset of (features, label) from audio files."""
 
-    def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[Tensor], kind: Kind) -> None:
-        self.root, self.paths, self.labels, self.kind = root, list(paths), list(labels), kind
+    def __init__(self, paths: Sequence[Path], labels: Sequence[Tensor] | Tensor, kind: Kind) -> None:
+        self.paths, self.labels, self.kind = list(paths), labels, kind
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def waveform(self, index: int) -> Tensor:
+        """(samples,) at 16 kHz."""
+        return load_audio(self.paths[index], SAMPLE_RATE)[0]
+
     def __getitem__(self, index: int) -> Item:
-        path = self.root / self.paths[index]
-        return extract(load_audio(path, SAMPLE_RATE)[0], self.kind, str(path)), self.labels[index]
+        return extract(self.waveform(index), self.kind, str(self.paths[index])), self.labels[index]
 
 
-class Labelled(L.LightningDataModule):
-    """Bucketed train_set, val_set and test_set, filled by `setup` of each module below."""
+class Labelled(BucketLoaders):
+    """Bucketed train, valid and test sets, filled by `setup` of each module below."""
 
-    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
-        super().__init__()
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.train_set: Bucketed | None = None
-        self.val_set: Bucketed | None = None
-        self.test_set: Bucketed | None = None
-
-    def train_dataloader(self) -> DataLoader:
-        assert self.train_set is not None
-        return bucket_loader(
-            self.train_set, collate, trainer=self.trainer, seed=self.seed, num_workers=self.num_workers
-        )
-
-    def _evaluate(self, dataset: Bucketed | None) -> DataLoader:
-        return DataLoader(dataset, batch_size=None, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluate(self.val_set)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluate(self.test_set)
+    collate = staticmethod(collate)
 
 
 def read_alignments(path: Path) -> dict[str, Tensor]:
@@ -84,7 +74,7 @@ def read_alignments(path: Path) -> dict[str, Tensor]:
     Returns {utterance: (frames,) int64}. EncoreError names the line of a class that is none.
     """
     found = {}
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         name, *phones = line.split()
         try:
             labels = [int(phone) for phone in phones]
@@ -103,19 +93,12 @@ def read_split(folder: Path) -> dict[str, list[str]]:
 
     A tenth of the training list is the development set, drawn as in the released code (shuffled with seed 1337).
     """
-    training = _read(folder / "train_split.txt").split()
+    training = read_text(folder / "train_split.txt").split()
     # its code shuffles lines, of which only the order matters: the result is the same for names
     random.Random(TRAIN_DEV_SEED).shuffle(training)
     first_dev = int(len(training) * TRAIN_SHARE)
-    test = _read(folder / "test_split.txt").split()
+    test = read_text(folder / "test_split.txt").split()
     return {"train": training[:first_dev], "dev": training[first_dev:], "test": test}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EncoreError(f"{path}: cannot be read ({error}); check the data folder") from None
 
 
 class LibriSpeechProbe(Labelled):
@@ -133,11 +116,9 @@ class LibriSpeechProbe(Labelled):
         task: Literal["phone", "speaker"] = "phone",
         features: Kind = "mel",
         tables: str | None = None,
-        batch_size: int = 32,
-        num_workers: int = 8,
-        seed: int = 0,
+        **loaders: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(**loaders)
         self.root, self.labels, self.task, self.features = Path(root), Path(labels), task, features
         self.tables = None if tables is None else Path(tables)
 
@@ -158,99 +139,38 @@ class LibriSpeechProbe(Labelled):
                     f"{self.labels}: no utterance of the {part} split has both audio in {self.root / SUBSET} and a "
                     "label; check both folders"
                 )
-            items = AudioItems(self.root, [entries[n][0] for n in names], [of[n] for n in names], self.features)
+            items = AudioItems([self.root / entries[n][0] for n in names], [of[n] for n in names], self.features)
             return Bucketed(items, buckets([entries[n][1] for n in names], self.batch_size, fewest=1))
 
-        self.train_set, self.val_set, self.test_set = bucketed("train"), bucketed("dev"), bucketed("test")
+        self.train, self.valid, self.test = bucketed("train"), bucketed("dev"), bucketed("test")
 
 
-class SpeechCommandsProbe(Labelled):
-    """Speech Commands V1 with 12 classes: ten words, all other words as "unknown", and silence.
+class SpeechCommandsProbe(Loaders):
+    """Speech Commands V1 with 12 classes, drawn equally often in training; see common.formats.speech.
 
-    root: <word>/*.wav, _background_noise_/*.wav, validation_list.txt and testing_list.txt of the training archive;
-    test_root: the folders of the official test archive, one a class. Training draws all classes equally often; a
-    silence is a random second of a background recording. Words of the testing list are not used.
+    A silence is a random second of a background recording in training, the first elsewhere. test_root: the official
+    test archive.
     """
 
-    def __init__(
-        self,
-        root: str,
-        test_root: str,
-        *,
-        features: Kind = "mel",
-        batch_size: int = 32,
-        num_workers: int = 8,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+    collate = staticmethod(collate)
+
+    def __init__(self, root: str, test_root: str, *, features: Kind = "mel", **loaders: Any) -> None:
+        super().__init__(**loaders)
         self.root, self.test_root, self.features = Path(root), Path(test_root), features
-        self.train_items: Any = None
 
     def setup(self, stage: str | None = None) -> None:
-        testing, validation = (set(_read(self.root / f"{part}_list.txt").split()) for part in ("testing", "validation"))
-        noises = _below(self.root, "_background_noise_/*.wav")
-        words = [name for name in _below(self.root, "*/*.wav") if not name.startswith("_") and name not in testing]
-        train = [name for name in words if name not in validation] + noises
-        held = [name for name in words if name in validation] + noises
-        self.train_items = Balanced(CommandClips(self.root, train, self.features, random_second=True))
-        self.val_set = self._in_order(CommandClips(self.root, held, self.features, random_second=False))
-        test = _below(self.test_root, "*/*.wav")
-        self.test_set = self._in_order(CommandClips(self.test_root, test, self.features, random_second=False))
-
-    def _in_order(self, clips: "CommandClips") -> Bucketed:
-        order = range(len(clips))
-        return Bucketed(clips, [list(order[i : i + self.batch_size]) for i in order[:: self.batch_size]])
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self.train_items,
-            self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-        )
-
-
-def _below(root: Path, pattern: str) -> list[str]:
-    found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
-    if not found:
-        raise EncoreError(f"{root}: no {pattern} there; unpack Speech Commands V0.01 and its test set as published")
-    return found
-
-
-def command_class(folder: str) -> int:
-    """Class of a word's folder, of the test archive's "_unknown_" and "_silence_", and of "_background_noise_"."""
-    if folder in ("_silence_", "_background_noise_"):
-        return COMMANDS.index("silence")
-    return COMMANDS.index(folder if folder in COMMANDS else "unknown")
+        parts = speech_commands(self.root, self.test_root)
+        sets = [CommandClips(part, self.features, random_second=part is parts.train) for part in parts]
+        self.train, self.valid, self.test = Balanced(sets[0], parts.train.labels), sets[1], sets[2]
 
 
 class CommandClips(AudioItems):
     """Spoken commands; of a recording longer than a second one second is taken, at random or the first."""
 
-    def __init__(self, root: Path, paths: Sequence[str], kind: Kind, *, random_second: bool) -> None:
-        super().__init__(root, paths, [torch.tensor(command_class(path.split("/")[0])) for path in paths], kind)
+    def __init__(self, clips: Clips, kind: Kind, *, random_second: bool) -> None:
+        super().__init__(clips.paths, clips.labels, kind)
         self.random_second = random_second
 
-    def __getitem__(self, index: int) -> Item:
-        path = self.root / self.paths[index]
-        waveform, _ = load_audio(path, SAMPLE_RATE)
-        second = crop(waveform, SAMPLE_RATE) if self.random_second else waveform[:SAMPLE_RATE]
-        return extract(second, self.kind, str(path)), self.labels[index]
-
-
-class Balanced:
-    """Draws every item anew: a class at random, then one of its items."""
-
-    def __init__(self, dataset: AudioItems) -> None:
-        self.dataset = dataset
-        labels = torch.stack(dataset.labels)
-        self.of_class = [(labels == c).nonzero().flatten().tolist() for c in labels.unique()]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Item:
-        members = self.of_class[int(torch.randint(len(self.of_class), ()))]
-        return self.dataset[members[int(torch.randint(len(members), ()))]]
+    def waveform(self, index: int) -> Tensor:
+        whole = super().waveform(index)
+        return crop(whole, SAMPLE_RATE) if self.random_second else whole[:SAMPLE_RATE]

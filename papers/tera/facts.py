@@ -4,10 +4,12 @@ import math
 
 from torch import nn
 
-from papers.tera.alteration import Policy, num_blocks
-from papers.tera.features import HOP, SAMPLE_RATE
+from papers.tera.alteration import REPLACED, ZEROED, Policy, num_blocks
+from papers.tera.data import LONGEST, SHORTEST
+from papers.tera.downstream import TRAIN_SHARE
+from papers.tera.features import HOP, SAMPLE_RATE, TARGET_DB
 from papers.tera.model import TERA, tera_base
-from papers.tera.probes import HEADS
+from papers.tera.probes import CONCAT, HEADS, HIDDEN
 
 POLICY = Policy()
 
@@ -61,3 +63,43 @@ def frames(seconds: float) -> int:
 def noise_probability() -> float:
     """Probability that a batch gets noise."""
     return POLICY.noise
+
+
+def time_share() -> float:
+    """Share of the frames that the drawn blocks of time add up to."""
+    return POLICY.time
+
+
+def dice() -> list[float]:
+    """Below the first a time dice means zeros, below the second other blocks, above it nothing."""
+    return [ZEROED, REPLACED]
+
+
+def segment() -> list[int]:
+    """Frames below which an utterance is dropped, and above which it is cropped."""
+    return [SHORTEST, LONGEST]
+
+
+def initial_std() -> float:
+    """Deviation of the initial linear weights."""
+    return tera_base().init_std
+
+
+def level() -> float:
+    """RMS to which a waveform is scaled, in dB below full scale."""
+    return TARGET_DB
+
+
+def concatenated_frames() -> int:
+    """Frames side by side in phone concat."""
+    return CONCAT
+
+
+def hidden_units() -> int:
+    """Width of the hidden layer in phone 1-hidden."""
+    return HIDDEN
+
+
+def development_share() -> float:
+    """Share of the training list that is the development set."""
+    return 1 - TRAIN_SHARE

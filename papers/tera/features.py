@@ -75,8 +75,12 @@ def kaldi_features(waveform: Tensor, kind: Literal["fbank", "mfcc"], name: str =
 
 
 def cmvn(features: Tensor) -> Tensor:
-    """(L, H), every channel shifted to mean 0 and divided by its unbiased deviation + 1e-10 over the L frames."""
-    return (features - features.mean(dim=0)) / (features.std(dim=0) + EPS)
+    """(L, H), every channel shifted to mean 0 and divided by its unbiased deviation + 1e-10 over the L frames.
+
+    A channel that never changes becomes 0: its mean is off by a rounding error, which the division would blow up.
+    """
+    normalised = (features - features.mean(dim=0)) / (features.std(dim=0) + EPS)
+    return normalised.masked_fill(features.amax(dim=0) == features.amin(dim=0), 0)
 
 
 def extract(waveform: Tensor, kind: Kind, name: str = "clip") -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.gallery import Gallery, Picture, Pictures, png
 from common.training.run import Run, fit
 from papers.tera.alteration import Altered, alter, named_policy
-from papers.tera.claims import PLANS
+from papers.tera.claims import PLANS, pretraining
 from papers.tera.data import InMemory
 from papers.tera.model import TERA, reconstruction_loss
 from papers.tera.module import PretrainModule
@@ -22,13 +22,13 @@ STEPS, CLIPS, BATCH, SHOWN = 600, 200, 8, 3
 def gallery(folder: Path, seed: int = 0) -> Gallery:
     """Held-out sounds: clean, altered, restored."""
     L.seed_everything(seed, verbose=False)
-    module = PretrainModule(encoder=PLAN.encoder, lr=PLAN.lr, total_steps=STEPS)
+    module = PretrainModule(pretraining(PLAN.lr, STEPS), encoder=PLAN.encoder)
     data = InMemory("sounds", num_clips=CLIPS, batch_size=BATCH, seed=seed)
     run = Run("tera", "gallery", "T-F-M", seed, "cpu", folder)
     fit(module, data, run=run, max_steps=STEPS, gradient_clip_val=5.0, limit_val_batches=0)
     module.eval()
-    assert data.val_set is not None
-    clips = [clip for batch in range(len(data.val_set)) for clip in data.val_set[batch]][:SHOWN]
+    assert data.valid is not None
+    clips = [clip for batch in range(len(data.valid)) for clip in data.valid[batch]][:SHOWN]
     random.seed(seed)
     torch.manual_seed(seed)
     items = [_item(module.model, clip, index) for index, clip in enumerate(clips)]

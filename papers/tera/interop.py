@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.errors import EncoreError
-from common.interop import check_and_load, fuse_qkv, read_checkpoint, split_qkv
+from common.errors import EncoreError, one_line
+from common.interop import check_and_load, read_checkpoint
+from common.interop.checkpoint import load_checkpoint
+from common.interop.layout import Fused, Layout
 from common.training.trainer import atomic_save
 from papers.tera.features import DIMENSIONS
 from papers.tera.model import EPS, INIT_STD, LONGEST, TERA, Encoder
@@ -34,16 +36,27 @@ UNREAD = ["argparse.Namespace"] + [
 SIZES = {"dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
 SIZES |= {"mlp_dim": "intermediate_size", "dropout": "hidden_dropout_prob"}  # Encoder argument: released field
 DESIGN = {"hidden_act": "gelu", "share_layer": False, "pre_layer_norm": False, "downsample_rate": 1}
-FRONT = {"project": "input_representations.spec_transform", "norm": "input_representations.LayerNorm"}
-HEAD = {"dense": "dense", "norm": "LayerNorm", "output": "output"}
-LAYER = {  # ours: released
-    "attn.out": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-    "norm2": "output.LayerNorm",
-}
-KINDS = ("weight", "bias")
+LAYER = "encoder.layer.*."
+LAYOUT = Layout(
+    [
+        ("input_representations.spec_transform.", "project."),
+        ("input_representations.LayerNorm.", "norm."),
+        Fused(
+            tuple(f"{LAYER}attention.self.{part}." for part in ("query", "key", "value")),
+            "blocks.layers.*.attn.qkv.",
+        ),
+        (f"{LAYER}attention.output.dense.", "blocks.layers.*.attn.out."),
+        (f"{LAYER}attention.output.LayerNorm.", "blocks.layers.*.norm1."),
+        (f"{LAYER}intermediate.dense.", "blocks.layers.*.mlp.fc1."),
+        (f"{LAYER}output.dense.", "blocks.layers.*.mlp.fc2."),
+        (f"{LAYER}output.LayerNorm.", "blocks.layers.*.norm2."),
+    ],
+    spelled={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+)
+HEAD = Layout(
+    [("dense.", "dense."), ("LayerNorm.", "norm."), ("output.", "output.")],
+    spelled=LAYOUT.spelled,
+)
 MEL_INPUT = {"feat_type": "mel", "channel": 0, "log": True, "delta": 0, "cmvn": True}
 KALDI_FRAMES = {"frame_length": 25.0, "frame_shift": 10.0}
 AUDIO: dict[str, dict[str, Any]] = {  # front end: released "audio" section
@@ -68,49 +81,6 @@ AUDIO: dict[str, dict[str, Any]] = {  # front end: released "audio" section
         "cmvn": {"use_cmvn": True},
     },
 }
-
-
-def _pairs(depth: int) -> dict[str, str]:
-    """ours: released, for every module of the encoder but query, key and value."""
-    pairs = dict(FRONT)
-    for i in range(depth):
-        pairs |= {f"blocks.layers.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for ours, theirs in LAYER.items()}
-    return pairs
-
-
-def _qkv(i: int, kind: str) -> tuple[str, list[str]]:
-    released = [f"encoder.layer.{i}.attention.self.{part}.{kind}" for part in ("query", "key", "value")]
-    return f"blocks.layers.{i}.attn.qkv.{kind}", released
-
-
-def _rename(state: State, modules: dict[str, str]) -> State:
-    names = {f"{a}.{kind}": f"{b}.{kind}" for a, b in modules.items() for kind in KINDS}
-    return {names.get(name, name): value for name, value in state.items()}
-
-
-def _inverse(modules: dict[str, str]) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in modules.items()}
-
-
-def encoder_to_released(state: State, depth: int) -> State:
-    """Our encoder's state dict under the released names (BERT's, below "encoder.layer")."""
-    state = dict(state)
-    for i in range(depth):
-        for kind in KINDS:
-            ours, released = _qkv(i, kind)
-            split_qkv(state, ours, *released)
-    return _rename(state, _pairs(depth))
-
-
-def encoder_from_released(state: State, depth: int) -> State:
-    """Inverse of encoder_to_released; old files that say gamma and beta are read too, unknown names stay."""
-    state = {name.replace("gamma", "weight").replace("beta", "bias"): value for name, value in state.items()}
-    for i in range(depth):
-        for kind in KINDS:
-            ours, released = _qkv(i, kind)
-            if all(name in state for name in released):
-                fuse_qkv(state, released[0], released[1], released[2], ours)
-    return _rename(state, _inverse(_pairs(depth)))
 
 
 def read_released(path: str | Path) -> tuple[dict[str, Any], dict[str, State]]:
@@ -142,11 +112,10 @@ def read_released(path: str | Path) -> tuple[dict[str, Any], dict[str, State]]:
 
 def _encoder(config: dict[str, Any], state: State, path: str | Path) -> Encoder:
     sizes: dict[str, Any] = {ours: config["transformer"][theirs] for ours, theirs in SIZES.items()}
-    state = encoder_from_released(state, int(sizes["depth"]))
-    if "project.weight" not in state:
+    if "input_representations.spec_transform.weight" not in state:
         raise EncoreError(f"{path}: has no input_representations.spec_transform; it is not a TERA checkpoint")
-    encoder = Encoder(state["project.weight"].shape[1], **sizes)
-    check_and_load(encoder, state, path)
+    encoder = Encoder(state["input_representations.spec_transform.weight"].shape[1], **sizes)
+    check_and_load(encoder, LAYOUT.to_ours(state, path), path)
     return encoder
 
 
@@ -162,7 +131,7 @@ def load(path: str | Path) -> TERA:
     if "SpecHead" not in states:
         raise EncoreError(f"{path}: has no 'SpecHead'; use load_encoder")
     model = TERA(_encoder(config, states["Transformer"], path))
-    check_and_load(model.head, _rename(states["SpecHead"], _inverse(HEAD)), path)
+    check_and_load(model.head, HEAD.to_ours(states["SpecHead"], path), path)
     return model.eval()
 
 
@@ -205,30 +174,28 @@ def save(model: TERA, path: str | Path) -> None:
     if kind is not None:
         config["audio"] = AUDIO[kind]
     content = {
-        "Transformer": encoder_to_released(model.encoder.state_dict(), sizes["depth"]),
-        "SpecHead": _rename(model.head.state_dict(), HEAD),
+        "Transformer": cloned(LAYOUT.to_theirs(model.encoder.state_dict())),
+        "SpecHead": cloned(HEAD.to_theirs(model.head.state_dict())),
         "Upstream_Config": config,
         "Config": {},
     }
     atomic_save(content, Path(path))
 
 
+def cloned(state: State) -> State:
+    """Tensors of their own, so that a file holds no more than each."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
 def export(checkpoint: str | Path, path: str | Path) -> None:
     """A training checkpoint of PretrainModule -> a file in the released layout."""
-    content = read_checkpoint(checkpoint)
-    if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= content.keys():
-        raise EncoreError(f"{checkpoint}: not a training checkpoint of this paper; give the last.ckpt of a run")
-    model = TERA(Encoder(**(content["hyper_parameters"].get("encoder") or {})))
-    own = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-    check_and_load(model, own, checkpoint)
+    content = load_checkpoint(checkpoint)
+    model = TERA(Encoder(**(content.argument("encoder") or {})))
+    check_and_load(model, content.part("model."), checkpoint)
     save(model, path)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m papers.tera.interop CHECKPOINT.ckpt OUT.ckpt")
-    try:
-        export(*sys.argv[1:])
-    except EncoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    one_line(export, *sys.argv[1:])

@@ -1,6 +1,7 @@
 """TERA's encoder and reconstruction head (Sec. III-A): a BERT encoder that reads acoustic frames, one token a frame."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +75,20 @@ class Encoder(nn.Module):
         """(B, L, input_dim) -> (B, L, dim): the last layer, which is TERA's representation."""
         return self.hidden_states(features, lengths)[-1]
 
-    def extract(self, features: Tensor, lengths: Tensor | None = None, longest: int = LONGEST) -> list[Tensor]:
-        """hidden_states for input of any length: in the fewest near-equal chunks of at most `longest` frames.
-
-        As in the released extractor every chunk starts at position 0 and sees only itself.
-        """
-        parts = []
+    def chunks(
+        self, features: Tensor, lengths: Tensor | None = None, longest: int = LONGEST
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Input of any length in the fewest near-equal chunks of at most `longest` frames, with their lengths."""
         first = 0
         for chunk in features.chunk(math.ceil(features.shape[1] / longest), dim=1):
             # a row that ended in an earlier chunk still needs one key to attend to; its output is padding
-            inside = None if lengths is None else (lengths - first).clamp(1, chunk.shape[1])
-            parts.append(self.hidden_states(chunk, inside))
+            yield chunk, None if lengths is None else (lengths - first).clamp(1, chunk.shape[1])
             first += chunk.shape[1]
+
+    def extract(self, features: Tensor, lengths: Tensor | None = None, longest: int = LONGEST) -> list[Tensor]:
+        """hidden_states for input of any length: as in the released extractor every chunk starts at position 0 and sees
+        only itself."""
+        parts = [self.hidden_states(*chunk) for chunk in self.chunks(features, lengths, longest)]
         return [torch.cat(states, dim=1) for states in zip(*parts)]
 
 
@@ -137,20 +140,20 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Ten
 
 
 def tera_base(input_dim: int = 80, dropout: float = 0.1) -> Encoder:
-    """3 layers, the paper's main model: 21,327,360 parameters on 80-dimensional frames (21,296,640 on fMLLR-40)."""
+    """3 layers, the paper's main model; input_dim is 40 for fMLLR."""
     return Encoder(input_dim, depth=3, dropout=dropout)
 
 
 def tera_medium(input_dim: int = 80, dropout: float = 0.1) -> Encoder:
-    """6 layers: 42,590,976 parameters."""
+    """6 layers."""
     return Encoder(input_dim, depth=6, dropout=dropout)
 
 
 def tera_large(input_dim: int = 80, dropout: float = 0.1) -> Encoder:
-    """12 layers, Mockingjay's size: 85,118,208 parameters."""
+    """12 layers, Mockingjay's size."""
     return Encoder(input_dim, depth=12, dropout=dropout)
 
 
 def tera_slim(input_dim: int = 80, dropout: float = 0.3) -> Encoder:
-    """12 thin layers, in the repository only: 14,238,336 parameters."""
+    """12 thin layers, in the repository only."""
     return Encoder(input_dim, dim=384, depth=12, num_heads=8, mlp_dim=768, dropout=dropout)

@@ -1,14 +1,13 @@
 """Downstream classifiers on the representation (Sec. IV): per frame and per utterance, frozen or fine-tuned."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.layers.attention import take_tokens
-from common.training.optim import adamw
+from common.training.recipe import Optim, Recipe
 from papers.tera import interop
 from papers.tera.data import IGNORED, Batch
 from papers.tera.model import Encoder, WeightedSum
@@ -107,17 +106,18 @@ def match_labels(x: Tensor, lengths: Tensor, num_labels: int) -> Tensor:
     return take_tokens(x, index)
 
 
-class ProbeModule(L.LightningModule):
+class ProbeModule(Recipe):
     """A classifier on TERA, or on the features themselves.
 
     checkpoint: an encoder in the released layout. Without it an untrained encoder of the given sizes; with
     surface_dim there is no encoder and the features of that dimension are classified. head: see HEADS.
     representation: the last layer, or a learned weighted sum of all. finetune: the encoder learns too (and uses its
-    dropout); else it is frozen and in eval mode. AdamW at a constant rate without decay, as in the released recipes.
+    dropout); else it is frozen and in eval mode.
     """
 
     def __init__(
         self,
+        optim: Optim,
         *,
         num_classes: int,
         head: Literal["linear", "concat", "hidden", "utterance", "keyword"] = "linear",
@@ -126,11 +126,10 @@ class ProbeModule(L.LightningModule):
         surface_dim: int | None = None,
         representation: Literal["last", "weighted"] = "last",
         finetune: bool = False,
-        lr: float = 2e-4,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.finetune, self.lr = finetune, lr
+        super().__init__(optim)
+        self.save_hyperparameters(ignore=["optim"])
+        self.finetune = finetune
         self.encoder: Encoder | None = None
         if surface_dim is None:
             self.encoder = Encoder(**(encoder or {})) if checkpoint is None else interop.load_encoder(checkpoint)
@@ -172,24 +171,25 @@ class ProbeModule(L.LightningModule):
         num_labels = labels.shape[1]
         return self.head(match_labels(x, lengths, num_labels), lengths.clamp(max=num_labels)), labels
 
-    def step(self, batch: Batch, prefix: str) -> Tensor:
+    def measured(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Cross entropy and accuracy over what is scored, and how many frames or utterances that is."""
         logits, labels = self(batch)
         logits, labels = logits.flatten(0, -2), labels.flatten()
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED)
         scored = labels != IGNORED
         right = (logits.argmax(dim=-1) == labels)[scored].float().mean()
-        # weighted by scored frames, so that the epoch's mean is the accuracy over all of them
-        self.log_dict({f"{prefix}/loss": loss, f"{prefix}/accuracy": right}, batch_size=int(scored.sum()))
-        return loss
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+        return {"loss": loss, "accuracy": right}, int(scored.sum())
 
-    def training_step(self, batch: Batch) -> Tensor:
-        return self.step(batch, "train")
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.measured(batch)[0]
 
-    def validation_step(self, batch: Batch) -> None:
-        self.step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch) -> None:
-        self.step(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
 
-    def configure_optimizers(self) -> Any:
-        return adamw(self, lr=self.lr, weight_decay=0.0)
+    def _evaluate(self, prefix: str, batch: Batch) -> None:
+        values, count = self.measured(batch)
+        # weighted by what is scored, so that the epoch's mean is the accuracy over all of it
+        self.log_loss(prefix, values, batch_size=count)

@@ -54,3 +54,11 @@ def test_what_is_not_a_vocabulary_is_named(tmp_path):
         WordPiece.load(tmp_path)
     with pytest.raises(EncoreError, match="too small"):
         WordPiece.train(TEXTS, 10)
+
+
+def test_a_line_feed_alone_ends_a_line_of_a_vocabulary_and_a_byte_order_mark_is_no_part_of_it(tmp_path):
+    tokens = [*SPECIALS, "\u2028", "the", "cat", "sat"]  # bert-base-chinese has such a token
+    (tmp_path / "vocab.txt").write_text("\r\n".join(tokens) + "\r\n", encoding="utf-8-sig", newline="")
+    found = WordPiece.load(tmp_path)
+    assert len(found) == len(tokens)
+    assert found.encode_batch(["the cat sat"]) == [[6, 7, 8]]

@@ -12,15 +12,18 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
+from common.formats import collection
+from common.formats.text_corpus import TextBlocks
 from common.formats.wordpiece import PAD
+from common.training import run as running
 from common.training.run import Run
-from papers.dupmae import claims, collection
-from papers.dupmae.claims import RECIPES
+from papers.dupmae import claims
+from papers.dupmae.claims import PLANS
 from papers.dupmae.data import MaskedText
 from papers.dupmae.model import DupMAE, tiny_bert
 from papers.dupmae.retriever import Representation
 
-RECIPE = RECIPES["smoke"]
+PLAN = PLANS["smoke"]
 NOUNS = (
     *("wing", "lift", "drag", "flow", "body", "shock", "heat", "plate", "layer", "jet"),
     *("cone", "duct", "gust", "rotor", "slot", "skin", "edge", "tail", "ramp", "vane"),
@@ -59,7 +62,7 @@ def toy(tmp_path_factory, monkeypatch):
         pq.write_table(pa.table(table), files[f"{name}.parquet"])
     monkeypatch.setattr(collection.sources, "locate", lambda name: files)
     claims.load.cache_clear()
-    yield claims.load(RECIPE.documents, RECIPE.vocab_size)
+    yield claims.load(PLAN.documents, PLAN.vocab_size)
     claims.load.cache_clear()
 
 
@@ -68,12 +71,16 @@ def unit(entry: str, arm: str, folder: Path, seed: int = 0) -> dict[str, float]:
     return getattr(claims, entry)(Run("dupmae", entry, arm, seed, "smoke", folder))
 
 
+def plain(example):
+    return example.tolist() if isinstance(example, torch.Tensor) else example
+
+
 @pytest.fixture
 def fits(monkeypatch):
     """Every training that is started: its stage, steps, options, initial weights and all its examples."""
     started = []
 
-    def watched(module, data, real=claims.fit, **how):
+    def watched(module, data, real=running.fit, **how):
         loader = data(None)
         texts = loader.dataset.dataset  # under the loader's own wrapper
         started.append(
@@ -82,15 +89,17 @@ def fits(monkeypatch):
                 "steps": how["max_steps"],
                 "clip": how["gradient_clip_val"],
                 "method": getattr(module, "method", None),
-                "optimizer": module.optimizer,
+                "optimizer": asdict(module.optim),
                 "weights": {k: v.clone() for k, v in module.model.mlm.state_dict().items()},
-                "examples": list(map(texts.__getitem__, range(len(texts)))),
+                "examples": [
+                    x.tolist() if isinstance(x, torch.Tensor) else x for x in map(texts.__getitem__, range(len(texts)))
+                ],
                 "order": [list(batch) for batch in loader.batch_sampler][: how["max_steps"]],
             }
         )
         return real(module, data, **how)
 
-    monkeypatch.setattr(claims, "fit", watched)
+    monkeypatch.setattr(running, "fit", watched)
     return started
 
 
@@ -102,15 +111,15 @@ def test_arms_share_texts_weights_order_and_tuning_and_never_read_a_query(toy, f
         found = unit("duplex_pretraining", arm, tmp_path / arm)
         assert found.keys() == PARTS
         assert all(np.isfinite(value) and 0 <= value <= 100 for value in found.values())
-    every = 1 + len(RECIPE.tuning_lrs)
+    every = 1 + len(PLAN.tuning_lrs)
     pretraining, tuning = fits[::every], [f for i, f in enumerate(fits) if i % every]
     assert [f["method"] for f in pretraining] == ["mlm", "retromae", "dupmae"]
     assert {f["stage"] for f in pretraining} == {"pretraining"}
-    assert [f["optimizer"].pop("lr") for f in tuning] == list(RECIPE.tuning_lrs) * 3
-    assert len({f["stage"] for f in tuning}) == len(RECIPE.tuning_lrs)
+    assert [f["optimizer"].pop("lr") for f in tuning] == list(PLAN.tuning_lrs) * 3
+    assert len({f["stage"] for f in tuning}) == len(PLAN.tuning_lrs)
     for each in pretraining:
         own = (each["steps"], each["optimizer"].pop("lr"))
-        assert own == (RECIPE.steps[each["method"]], RECIPE.lr[each["method"]])
+        assert own == (PLAN.steps[each["method"]], PLAN.lr[each["method"]])
     first = pretraining[0]
     for other in pretraining[1:]:
         assert all(torch.equal(v, first["weights"][k]) for k, v in other["weights"].items())
@@ -120,7 +129,7 @@ def test_arms_share_texts_weights_order_and_tuning_and_never_read_a_query(toy, f
             first["optimizer"],
         )
     for number, after in enumerate(tuning):
-        before = pretraining[number // len(RECIPE.tuning_lrs)]
+        before = pretraining[number // len(PLAN.tuning_lrs)]
         assert any(not torch.equal(v, before["weights"][k]) for k, v in after["weights"].items())
         same = {name: after[name] for name in ("steps", "clip", "optimizer", "order")}
         assert same == {name: tuning[0][name] for name in same}
@@ -135,7 +144,7 @@ def test_arms_share_texts_weights_order_and_tuning_and_never_read_a_query(toy, f
 def test_an_arm_keeps_its_best_rate_and_every_rate_starts_from_the_pretrained_encoder(toy, fits, tmp_path, monkeypatch):
     values = iter([10.0, 30.0, 20.0])
     monkeypatch.setattr(claims, "retrieval", lambda *_: {"ndcg": next(values)})
-    assert unit("duplex_pretraining", "dupmae", tmp_path) == {"ndcg": 30.0, "tuning_lr": RECIPE.tuning_lrs[1]}
+    assert unit("duplex_pretraining", "dupmae", tmp_path) == {"ndcg": 30.0, "tuning_lr": PLAN.tuning_lrs[1]}
     done = torch.load(tmp_path / "pretraining" / "done.ckpt", weights_only=True)["state_dict"]
     for tuned in fits[1:]:
         assert all(torch.equal(v, done[f"model.mlm.{k}"]) for k, v in tuned["weights"].items())
@@ -168,10 +177,10 @@ class Oracle(nn.Module):
 def test_retrieval_measures_the_joint_score_and_each_part(toy, part):
     tokenizer = toy.tokenizer
     shared = set(tokenizer.encode_batch([f"what any of the a and in air again . whirls {ASKED}"])[0])
-    oracle = Oracle(part, RECIPE.vocab_size, [tokenizer.cls, tokenizer.sep, *shared])
+    oracle = Oracle(part, PLAN.vocab_size, [tokenizer.cls, tokenizer.sep, *shared])
     found_by_words = {query: toy.collection.judged[query] for query in ("1", "2")}
     text = replace(toy, collection=toy.collection._replace(judged=found_by_words))
-    found = claims.retrieval(oracle, RECIPE, text)
+    found = claims.retrieval(oracle, PLAN, text)
     other = {"words": "cls", "cls": "words"}[part]
     assert found["mrr"] == found[f"mrr_{part}"] == pytest.approx(75, abs=1e-4)
     assert found["ndcg"] == found[f"ndcg_{part}"] == pytest.approx(100 * (1 + 1 / np.log2(3)) / 2, abs=1e-4)
@@ -203,7 +212,7 @@ def test_the_decoder_is_asked_with_the_embedding_of_the_text_and_with_that_of_an
     torch.testing.assert_close(own, hidden[:, 0])
     assert torch.equal(other[1], own[0])
     assert torch.equal(other[0], own[-1])
-    assert batch.tokens.shape[1] <= RECIPE.length
+    assert batch.tokens.shape[1] <= PLAN.length
     loss = model.reconstruction_loss(own, batch.tokens, batch.text, batch.allowed).item()
     assert metrics["reconstruction"] == pytest.approx(loss)
     assert metrics["reconstruction_other"] != metrics["reconstruction"]
@@ -212,8 +221,8 @@ def test_the_decoder_is_asked_with_the_embedding_of_the_text_and_with_that_of_an
 
 def test_accuracy_counts_every_token_of_the_text_and_nothing_else(toy):
     torch.manual_seed(0)
-    batch = MaskedText(toy.tokenizer, 64, 0.3, 0.5, fixed=True)(toy.tokenizer.encode_batch(documents()[:3]))
-    model = DupMAE(tiny_bert(RECIPE.vocab_size)).eval()
+    batch = MaskedText(toy.tokenizer)(list(TextBlocks(toy.tokenizer.encode_batch(documents()[:3]), toy.tokenizer, 64)))
+    model = DupMAE(tiny_bert(PLAN.vocab_size)).eval()
     cls = torch.randn(3, 96)
     with torch.no_grad():
         named = model.mlm.logits(model.decode(cls, batch.tokens, batch.allowed)).argmax(-1)
@@ -227,18 +236,18 @@ def test_accuracy_counts_every_token_of_the_text_and_nothing_else(toy):
 
 def test_a_unit_stopped_between_two_rates_ends_as_if_it_had_not_been_stopped(toy, tmp_path, monkeypatch):
     expected = unit("duplex_pretraining", "dupmae", tmp_path / "whole")
-    fit = claims.fit
+    fit = running.fit
 
     def stops(module, data, **how):
-        if how["name"] == f"tuning-{RECIPE.tuning_lrs[1]:g}":
+        if how["name"] == "tuning-1":
             raise KeyboardInterrupt
         return fit(module, data, **how)
 
-    monkeypatch.setattr(claims, "fit", stops)
+    monkeypatch.setattr(running, "fit", stops)
     with pytest.raises(KeyboardInterrupt):
         unit("duplex_pretraining", "dupmae", tmp_path / "stopped")
     kept = (tmp_path / "stopped" / "pretraining" / "done.ckpt").stat().st_mtime_ns
-    monkeypatch.setattr(claims, "fit", fit)
+    monkeypatch.setattr(running, "fit", fit)
     assert unit("duplex_pretraining", "dupmae", tmp_path / "stopped") == expected
     assert (tmp_path / "stopped" / "pretraining" / "done.ckpt").stat().st_mtime_ns == kept
 
@@ -246,10 +255,10 @@ def test_a_unit_stopped_between_two_rates_ends_as_if_it_had_not_been_stopped(toy
 def test_the_cpu_config_trains_what_the_claims_train():
     config = yaml.safe_load(Path("papers/dupmae/configs/cpu.yaml").read_text())
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
-    recipe = asdict(RECIPES["cpu"])
+    recipe = asdict(PLANS["cpu"])
     steps = recipe["steps"][model["method"]]
-    assert (model["total_steps"], trainer["max_steps"], trainer["gradient_clip_val"]) == (steps, steps, 1.0)
-    assert model["lr"] == recipe["lr"][model["method"]]
+    assert (model["optim"]["total"], trainer["max_steps"], trainer["gradient_clip_val"]) == (steps, steps, 1.0)
+    assert model["optim"]["lr"] == recipe["lr"][model["method"]]
     for name in ("vocab_size", "bag_weight"):
         assert model[name] == recipe[name]
     for name in ("vocab_size", "length", "batch_size"):

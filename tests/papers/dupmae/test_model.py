@@ -1,71 +1,56 @@
 """DupMAE against transformers at equal weights, and what its losses, masks and representation promise."""
 
 import math
-import random
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from sklearn.metrics import ndcg_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import EncoreError
 from common.layers.bert import Bert
+from common.masking import mlm_mask
+from common.masking.words import whole_word_masks, word_index
+from common.training.recipe import Optim
 from papers.dupmae import interop, retriever
-from papers.dupmae.bm25 import BM25, terms
-from papers.dupmae.masking import decoder_mask, encoder_mask, whole_word_masks, word_index
+from papers.dupmae.masking import decoder_mask
 from papers.dupmae.model import (
     Batch,
     DupMAE,
     EnhancedDecoder,
     bag_of_words,
     bag_of_words_loss,
-    dupmae_base,
     lexical,
-    retromae_base,
 )
 from papers.dupmae.module import Pretraining, word_recall
 from papers.dupmae.pooling import max_pooled_logits
 from papers.dupmae.retriever import (
+    Index,
     Representation,
     Retriever,
     contrastive_loss,
     distillation_loss,
-    dupmae_retriever,
-    retromae_retriever,
     sparsify,
 )
-from papers.dupmae.search import Index, ranking_metrics
+from tests import tiny
 
 V, D, HEADS = 50, 32, 4
-CLS, SEP, MASK, UNK = 2, 3, 4, 1
+CLS, SEP, MASK = 2, 3, 4
 SIZE = {"vocab_size": V, "dim": D, "depth": 2, "num_heads": HEADS, "mlp_dim": 48, "max_positions": 40}
 CONTINUES = torch.arange(V) >= 40
 
 
-def shaken(model):
-    """Random values also where initialisation puts zeros and ones, so that no weight can be left out unseen."""
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data += 0.2 * torch.randn_like(parameter)
-        else:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
-
-
 def small(**kwargs) -> DupMAE:
     torch.manual_seed(0)
-    return shaken(
+    return tiny.randomise(
         DupMAE(Bert(**SIZE, dropout=0.0, attention_dropout=0.0), dropout=0.0, attention_dropout=0.0, **kwargs)
     )
 
 
 def small_retriever(dim: int | None = 8, top_k: int = 5) -> Retriever:
     torch.manual_seed(0)
-    return shaken(Retriever(Bert(**SIZE, dropout=0.0, attention_dropout=0.0), dim, top_k))
+    return tiny.randomise(Retriever(Bert(**SIZE, dropout=0.0, attention_dropout=0.0), dim, top_k))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +64,8 @@ def batch() -> Batch:
     valid = tokens.ne(0)
     text = valid & tokens.ne(CLS) & tokens.ne(SEP)
     words = word_index(tokens, text, CONTINUES)
-    inputs, labels = encoder_mask(tokens, words, valid.sum(1), ratio=0.3, mask_id=MASK, unknown=UNK, vocab_size=V)
+    chosen = whole_word_masks(words, valid.sum(1), 0.3, draws=1)[:, 0]
+    inputs, labels = mlm_mask(tokens, chosen, ratio=1.0, mask_id=MASK, vocab_size=V)
     return Batch(tokens, text, inputs, labels, decoder_mask(words, valid, 0.5))
 
 
@@ -93,7 +79,7 @@ def hub(tmp_path_factory):
         vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=48,
         max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    model = shaken(transformers.BertForMaskedLM(config))
+    model = tiny.randomise(transformers.BertForMaskedLM(config))
     folder = tmp_path_factory.mktemp("hub")
     model.save_pretrained(folder)
     return model, folder
@@ -101,7 +87,7 @@ def hub(tmp_path_factory):
 
 def pretraining(method: str, start=None, **kwargs) -> Pretraining:
     """The training module around a small model."""
-    module = Pretraining("tiny", method, V, dropout=0.0, **kwargs)
+    module = Pretraining(Optim(1e-3), "tiny", method, V, dropout=0.0, **kwargs)
     module.model = small(embed_query=method == "dupmae")
     if start is not None:
         interop.load_start(module.model.mlm, start)
@@ -133,7 +119,7 @@ def bert_layer(decoder: EnhancedDecoder, query: Tensor, memory: Tensor, allowed:
 def test_the_three_losses_equal_those_written_out_around_a_transformers_model(hub, batch, method):
     theirs, folder = hub
     module = pretraining(method, folder, bag_weight=0.1)
-    found = module.losses(batch)
+    found = module.loss(batch)
     tokens, text, valid = batch.tokens, batch.text, batch.tokens.ne(0)
     out = theirs(batch.inputs, valid.long(), labels=batch.labels, output_hidden_states=True)
     torch.testing.assert_close(found["mlm"], out.loss)
@@ -160,10 +146,10 @@ def test_the_three_losses_equal_those_written_out_around_a_transformers_model(hu
 
 
 def test_the_released_weight_of_the_bag_is_the_default_and_mlm_is_the_first_loss_alone(hub, batch):
-    assert Pretraining("tiny", "dupmae", V).bag_weight == 0.1
+    assert Pretraining(Optim(1e-3), "tiny", "dupmae", V).bag_weight == 0.1
     module = pretraining("mlm", hub[1])
-    assert module.losses(batch).keys() == {"mlm", "loss"}
-    frozen = Pretraining("tiny", "mlm", V)
+    assert module.loss(batch).keys() == {"mlm", "loss"}
+    frozen = Pretraining(Optim(1e-3), "tiny", "mlm", V)
     assert not any(p.requires_grad for p in frozen.model.decoder.parameters())
 
 
@@ -175,14 +161,14 @@ def test_a_random_replacement_that_happens_to_be_padding_is_read_as_a_token(batc
     inputs[tuple(where)] = 0
     hidden = module.model.mlm.bert(inputs, batch.tokens.ne(0))
     expected = module.model.masked_word_loss(hidden, batch.labels)
-    torch.testing.assert_close(module.losses(batch._replace(inputs=inputs))["mlm"], expected)
+    torch.testing.assert_close(module.loss(batch._replace(inputs=inputs))["mlm"], expected)
 
 
 @torch.no_grad()
 def test_decoder_layer_with_one_stream_equals_berts_layer(hub):
     from transformers.models.bert.modeling_bert import BertLayer
 
-    theirs = shaken(BertLayer(hub[0].config))
+    theirs = tiny.randomise(BertLayer(hub[0].config))
     ours = EnhancedDecoder(D, HEADS, 48, dropout=0.0, attention_dropout=0.0).eval()
     state = theirs.state_dict()
     kv = ("attention.self.key", "attention.self.value")
@@ -293,70 +279,6 @@ def test_rows_pick_among_at_most_256_masks_of_their_own_text(monkeypatch):
         ]
         assert all(found and min(found) < draws for found in picked)
         assert len({min(found) for found in picked}) > min(length, draws) / 3
-
-
-# ------------------------------------------------------------------------------------------------ whole-word masks
-
-
-def test_words_are_counted_in_every_row_and_special_tokens_belong_to_none():
-    tokens = torch.tensor([[CLS, 10, 41, 42, 11, 43, SEP, 0], [CLS, 44, 45, 12, SEP, 0, 0, 0]])
-    text = tokens.gt(SEP)
-    assert word_index(tokens, text, CONTINUES).tolist() == [
-        [-1, 0, 0, 0, 1, 1, -1, -1],
-        [-1, 0, 0, 1, -1, -1, -1, -1],  # a text cut inside a word begins with its rest
-    ]
-
-
-def literal_mask(words: list[int], length: int, ratio: float, order: list[int]) -> list[bool]:
-    """The greedy walk, one word after the other."""
-    wanted, chosen, taken = min(512, max(1, round(ratio * length))), set(), 0
-    for word in order:
-        size = words.count(word)
-        if size and taken + size <= wanted:
-            chosen.add(word)
-            taken += size
-    return [w >= 0 and w in chosen for w in words]
-
-
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.01])
-def test_whole_word_masks_equal_the_walk_word_by_word(ratio):
-    rng = random.Random(0)
-    rows, lengths = [], []
-    for length in (20, 13, 5):
-        words = sorted(rng.randrange(length // 2) for _ in range(length - 2))
-        names = {w: i for i, w in enumerate(dict.fromkeys(words))}
-        rows.append([-1, *(names[w] for w in words), -1] + [-1] * (20 - length))
-        lengths.append(length)
-    words = torch.tensor(rows)
-    torch.manual_seed(5)
-    masks = whole_word_masks(words, torch.tensor(lengths), ratio, draws=4)
-    torch.manual_seed(5)
-    orders = torch.rand(3, 4, int(words.max()) + 1).argsort(dim=2)
-    for b, (row, length) in enumerate(zip(rows, lengths)):
-        for draw in range(4):
-            assert masks[b, draw].tolist() == literal_mask(row, length, ratio, orders[b, draw].tolist())
-
-
-def test_the_encoder_hides_whole_words_for_thirty_percent_of_the_tokens():
-    torch.manual_seed(0)
-    tokens = torch.randint(5, V, (400, 40))
-    tokens[:, 0], tokens[:, -1] = CLS, SEP
-    tokens[:, 20] = UNK
-    text = tokens.ne(CLS) & tokens.ne(SEP)
-    words, lengths = word_index(tokens, text, CONTINUES), torch.full((400,), 40)
-    inputs, labels = encoder_mask(tokens, words, lengths, ratio=0.3, mask_id=MASK, unknown=UNK, vocab_size=V)
-    asked = labels.ne(-100)
-    assert torch.equal(labels[asked], tokens[asked])
-    assert not asked[~text].any()
-    assert torch.equal(inputs[~asked], tokens[~asked])
-    assert 11.0 < asked.sum(1).float().mean() <= 12  # 0.3 * 40, less the [UNK]s among them
-    assert not asked[:, 20].any()
-    for row, chosen in zip(words[:50].tolist(), asked[:50].tolist()):
-        whole = {w for w, c, at in zip(row, chosen, range(40)) if c and at != 20}
-        assert all(c for w, c, at in zip(row, chosen, range(40)) if w in whole and at != 20)
-    kinds = inputs[asked]
-    assert kinds.eq(MASK).float().mean().item() == pytest.approx(0.8, abs=0.02)
-    assert kinds.eq(tokens[asked]).float().mean().item() == pytest.approx(0.1 + 0.1 / V, abs=0.02)
 
 
 # -------------------------------------------------------------------------------------------- bag of words, pooling
@@ -548,9 +470,6 @@ def test_distillation_is_the_divergence_from_teacher_to_student_over_all_element
     assert perfect.item() == pytest.approx(0, abs=1e-6)
 
 
-# ---------------------------------------------------------------------------------------- search, measures, baseline
-
-
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_search_finds_what_scoring_everything_finds(chunk):
     queries, documents = representations(3), representations(7)
@@ -567,121 +486,7 @@ def test_search_finds_what_scoring_everything_finds(chunk):
         Index(V, 6).search(queries, depth=4)
 
 
-def test_ranking_measures_equal_sklearns_and_what_one_counts_by_hand():
-    rng = random.Random(0)
-    documents = [str(i) for i in range(40)]
-    judged = {q: {d: rng.randrange(3) for d in rng.sample(documents, 12)} for q in "abc"}
-    ranking = {q: [(d, 1.0 / (i + 1)) for i, d in enumerate(rng.sample(documents, 40))] for q in "abc"}
-    found = ranking_metrics(ranking, judged, recall_at=(5, 20))
-    gains = [[judged[q].get(d, 0) for d in documents] for q in "abc"]
-    scores = [[dict(ranking[q])[d] for d in documents] for q in "abc"]
-    assert found["ndcg@10"] == pytest.approx(ndcg_score(gains, scores, k=10), abs=1e-6)
-    good = [[judged[q].get(d, 0) > 0 for d, _ in ranking[q]] for q in "abc"]
-    first = [row.index(True) + 1 for row in good]
-    assert found["mrr@10"] == pytest.approx(sum(1 / f if f <= 10 else 0 for f in first) / 3)
-    for k in (5, 20):
-        assert found[f"recall@{k}"] == pytest.approx(sum(sum(row[:k]) / sum(row) for row in good) / 3)
-
-
-def test_a_relevant_document_that_was_not_found_counts_as_missed_however_short_the_ranking():
-    judged = {"a": {"x": 1, "y": 1}, "b": {"z": 1}, "c": {"x": 0}}
-    found = ranking_metrics({"a": [("x", 2.0)], "b": [("x", 1.0)]}, judged, recall_at=(50,))
-    ideal = 1 + 1 / math.log2(3)
-    assert found == pytest.approx({"mrr@10": 0.5, "mrr@100": 0.5, "ndcg@10": 1 / ideal / 2, "recall@50": 0.25})
-    late = {"b": [(str(i), -float(i)) for i in range(10)] + [("z", -11.0)]}
-    assert ranking_metrics(late, {"b": {"z": 1}})["mrr@10"] == 0
-    assert ranking_metrics(late, {"b": {"z": 1}})["mrr@100"] == pytest.approx(1 / 11)
-    with pytest.raises(EncoreError, match="no query has a relevant document"):
-        ranking_metrics({}, {"c": {"x": 0}})
-
-
-def test_bm25_equals_its_formula():
-    documents = ["the wings of a wing", "heat transfer in slipstreams and heat", "a wing in a slipstream", ""]
-    queries = ["wing wing slipstream", "unknown"]
-    found = BM25(documents, k1=0.9, b=0.4).scores(queries)
-    counted = [terms(d) for d in documents]
-    assert counted[0] == ["wing", "wing"]
-    mean = sum(map(len, counted)) / 4
-    for q, query in enumerate(queries):
-        for d, words in enumerate(counted):
-            score = 0.0
-            for term in terms(query):
-                n = sum(term in other for other in counted)
-                tf = words.count(term)
-                idf = math.log(1 + (4 - n + 0.5) / (n + 0.5))
-                score += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(words) / mean))
-            assert found[q, d] == pytest.approx(score)
-
-
-# ------------------------------------------------------------------------------------------------- sizes and weights
-
-
-def test_published_sizes():
-    with torch.device("meta"):
-        counts = {
-            116_602_170: [dupmae_base(), retromae_base()],
-            7_087_872: [dupmae_base().decoder],
-            109_514_298: [dupmae_base().mlm, retromae_retriever()],
-            109_514_298 + 295_296: [dupmae_retriever()],
-        }
-    for count, models in counts.items():
-        assert [sum(p.numel() for p in model.parameters()) for model in models] == [count] * len(models)
-
-
 def test_decoder_and_word_head_share_the_embeddings_and_everything_learns(batch):
     module = pretraining("dupmae")
-    module.losses(batch)["loss"].backward()
+    module.loss(batch)["loss"].backward()
     assert all(p.grad is not None and p.grad.any() for p in module.model.parameters())
-
-
-@torch.no_grad()
-def test_a_pretrained_encoder_opens_in_transformers_and_starts_a_retriever(batch, tmp_path):
-    import transformers
-
-    from common.interop.bert import bert_to_hub
-
-    model = small()
-    bert_to_hub(model.mlm, tmp_path / "encoder")
-    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path / "encoder").eval()
-    valid = batch.tokens.ne(0)
-    torch.testing.assert_close(
-        theirs(batch.tokens, valid.long()).logits[valid], model.mlm(batch.tokens, valid)[valid], rtol=1e-4, atol=1e-5
-    )
-    start = small_retriever()
-    interop.load_start(start, tmp_path / "encoder")
-    torch.testing.assert_close(
-        start(batch.tokens).lexical, lexical(model.mlm, model.mlm.bert(batch.tokens, valid), valid)
-    )
-    torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "last.ckpt")
-    again = small_retriever()
-    interop.load_start(again, tmp_path / "last.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(again.mlm.state_dict().values(), start.mlm.state_dict().values()))
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(EncoreError, match=r"other\.ckpt: holds no encoder of DupMAE"):
-        interop.load_start(again, tmp_path / "other.ckpt")
-
-
-@torch.no_grad()
-def test_retrievers_are_saved_as_the_released_code_saves_them_and_read_back(batch, tmp_path):
-    model = small_retriever()
-    interop.save_retriever(model, tmp_path)
-    pooler = torch.load(tmp_path / "pooler.pt", weights_only=True)
-    assert {name: tuple(t.shape) for name, t in pooler.items()} == {
-        "linear_q.weight": (8, D), "linear_q.bias": (8,), "linear_p.weight": (8, D), "linear_p.bias": (8,)
-    }  # fmt: skip
-    again = interop.load_retriever(tmp_path, top_k=5)
-    torch.testing.assert_close(
-        again.score(again(batch.tokens), again(batch.tokens)), model.score(model(batch.tokens), model(batch.tokens))
-    )
-    stage = small_retriever()
-    stage.reduce.weight.zero_()
-    interop.load_start(stage, tmp_path)
-    assert torch.equal(stage.reduce.weight, model.reduce.weight)
-    torch.save(pooler | {"linear_p.bias": torch.ones(8)}, tmp_path / "pooler.pt")
-    with pytest.raises(EncoreError, match="queries and passages have different linear maps"):
-        interop.load_retriever(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    state.pop("bert.encoder.layer.1.output.dense.bias")
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(EncoreError, match="missing bert"):
-        interop.load_start(stage, tmp_path)

@@ -22,25 +22,16 @@ from papers.pre.data import (
     train_transform,
 )
 from papers.pre.tasks import KEYWORDS, VENDORS, EmojiPretraining, EmojiTask, ShapesTask, emoji_pool, pretraining_data
-from tests import tiny
 from tests.helpers import requires_mirror
 from tests.papers.pre.test_model import TOKENIZER
-
-CLASSES = list(fixtures.CLASSES)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """DTD with five classes, 6 training and 2 test images each, and FGVC-Aircraft with three variants."""
-    root = fixtures.dtd(tmp_path_factory.mktemp("data"))
-    folder = root / "fgvc_aircraft"
-    variants = ["707-320", "727 200", "MD-11"]
-    for number in range(6):
-        tiny.image(folder / "images" / f"{number:07d}.jpg", number)
-    (folder / "variants.txt").write_text("\n".join(variants) + "\n")
-    for part, numbers in {"train": (0, 1, 2), "test": (3, 4, 5)}.items():
-        lines = [f"{n:07d} {variants[n % 3]}\n" for n in numbers]
-        (folder / f"images_variant_{part}.txt").write_text("".join(lines))
+    """DTD and FGVC-Aircraft in small."""
+    root = tmp_path_factory.mktemp("data")
+    fixtures.dtd(root)
+    fixtures.aircraft(root)
     TOKENIZER.save(root / "tokenizer")
     return root
 
@@ -85,8 +76,8 @@ def test_shots_are_those_that_python_draws_class_by_class_in_the_order_of_the_sp
 
 def test_base_images_train_and_each_half_is_tested_among_its_own_names(root):
     data = few_shot_data(root)
-    assert data.base_names == CLASSES[:3]
-    assert data.new_names == CLASSES[3:]
+    assert data.base_names == fixtures.CLASSES[:3]
+    assert data.new_names == fixtures.CLASSES[3:]
     assert data.hand_prompt == "{} texture."
     assert sorted(item.label for item in data.base.train) == [0] * 4 + [1] * 4 + [2] * 4
     train = {item.path for item in data.base.train}

@@ -3,21 +3,23 @@
 import pytest
 import torch
 
+from benchmarks.paper import paths
 from common.eval.zero_shot import classify
 from common.training.trainer import build_trainer
-from papers.clip.interop import to_hub
+from papers.clip.interop import from_hub
 from papers.clip.zero_shot import image_features, zero_shot_classifier
 from papers.pre import fixtures
 from papers.pre.facts import learning_rate
 from papers.pre.interop import load_prompt, save_prompt
 from papers.pre.model import Prompt, PromptedCLIP
 from papers.pre.module import PromptTuning, prompt_optim
-from papers.pre.prompts import harmonic_mean, prompt_tokens
+from papers.pre.prompts import context_ids, harmonic_mean, prompt_tokens
 from tests import tiny
 from tests.helpers import assert_resumes_exactly
 from tests.papers.pre.test_data import few_shot_data, root  # noqa: F401
-from tests.papers.pre.test_model import TOKENIZER, WORDS, small_clip
+from tests.papers.pre.test_model import WORDS, small_clip
 
+CONFIGS = paths.room("pre") / "configs"
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -138,9 +140,11 @@ def test_a_released_prompt_is_evaluated_and_gone_on_from(root, tmp_path):  # noq
     assert torch.equal(again(), module.model.prompt())
 
 
-def test_the_frozen_part_comes_from_published_weights(tmp_path):
-    published = small_clip()
-    to_hub(published, tmp_path)
-    module = PromptTuning(PromptedCLIP(fixtures.clip(len(TOKENIZER))), optim=prompt_optim(0.05), weights=str(tmp_path))
-    tiny.same_state(module.model.clip, published)
-    assert not any(parameter.requires_grad for parameter in module.model.clip.parameters())
+def test_a_paper_config_starts_from_published_weights_and_its_first_words(tmp_path):
+    options = fixtures.few_shot(tmp_path) | {"trainer.max_steps": 1, "trainer.accelerator": "cpu"}
+    options |= {"trainer.precision": "32", "data.init_args.num_workers": 0, "trainer.limit_val_batches": 0}
+    published = from_hub(tmp_path / "hub")
+    trained = tiny.train(CONFIGS / "paper.yaml", options, tmp_path / "run").model.model
+    assert torch.equal(trained.clip.text.token_embedding.weight, published.text.token_embedding.weight)
+    words = context_ids(fixtures.tokenizer(tmp_path / "tokenizer"), WORDS)
+    assert (trained.prompt.context - published.text.token_embedding.weight[words]).abs().max() < 1e-3  # one step on
