@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,18 @@ def load_weights(path: str | Path) -> State:
     return read_checkpoint(path)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A torch file (weights, or a training checkpoint) through torch.load(weights_only=True), on the CPU."""
+def read_checkpoint(path: str | Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
+    """A torch file (weights, or a training checkpoint) through torch.load(weights_only=True), on the CPU.
+
+    allowed: what else it may name, in the form of torch.serialization.safe_globals.
+    """
     path = Path(path)
     if not path.exists():
         raise EncoreError(f"{path}: no such checkpoint; check the path, or train without one to start afresh")
     try:
         _check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EncoreError(f"{path}: not a readable checkpoint ({reason}); it is damaged or not a torch file") from error

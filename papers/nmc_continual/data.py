@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
-from common.errors import EncoreError
+from common.formats.images import LabelledImages
 from common.training.loaders import Loaders
 from common.worlds.small_images import small_images
 from papers.nmc_continual import formats, streams
@@ -42,26 +42,8 @@ def preprocessing(kind: str, *, normalise: bool, image_size: int = 224) -> Trans
     return v2.Compose([*steps, v2.Normalize([0.5] * 3, [0.5] * 3)] if normalise else steps)
 
 
-class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """(image, label) of files, or of uint8 arrays (H, W) or (H, W, 3), through a transform."""
-
-    def __init__(self, items: Sequence[Any] | np.ndarray, labels: np.ndarray, transform: Transform) -> None:
-        self.items, self.labels, self.transform = items, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        item = self.items[index]
-        try:
-            image = Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item)
-            return self.transform(image.convert("RGB")), int(self.labels[index])
-        except (OSError, SyntaxError) as error:
-            raise EncoreError(f"{item}: cannot be decoded ({error}); replace or remove the file") from error
-
-
-class TensorImages(Dataset[tuple[Tensor, int]]):
-    """(image, label) of ready tensors, images (N, ...) float32."""
+class TensorImages(Dataset[dict[str, Any]]):
+    """{image, label} of ready tensors, images (N, ...) float32."""
 
     def __init__(self, images: Tensor, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels
@@ -69,20 +51,15 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-
-def collate(items: Sequence[tuple[Tensor, int]]) -> Batch:
-    """[(image, label), ...] -> batch."""
-    return {"image": torch.stack([image for image, _ in items]), "label": torch.tensor([label for _, label in items])}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
 
 
 class _StreamSet(Dataset[Batch]):
     """Turns [position, index, ...] of StreamBatches into a batch."""
 
-    def __init__(self, images: Dataset, batches: StreamBatches) -> None:
-        self.images, self.batches = images, batches
+    def __init__(self, dataset: Dataset, batches: StreamBatches) -> None:
+        self.dataset, self.batches = dataset, batches
 
     def __getitems__(self, wanted: list[int]) -> Batch:
         position, *indices = wanted
@@ -90,7 +67,7 @@ class _StreamSet(Dataset[Batch]):
             "task": torch.tensor(self.batches.task_at(position)),
             "ends_task": torch.tensor(self.batches.ends_task(position)),
         }
-        return collate([self.images[i] for i in indices]) | marks
+        return default_collate([self.dataset[i] for i in indices]) | marks
 
 
 Labelled = LabelledImages | TensorImages
@@ -152,7 +129,6 @@ class StreamData(L.LightningDataModule):
         return DataLoader(
             Subset(images, indices),
             batch_size=self.eval_batch_size,
-            collate_fn=collate,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -313,7 +289,6 @@ class CharacterPretraining(Loaders):
     """Labelled images for pre-training: Omniglot's 964 background characters, 20 drawings each."""
 
     num_classes = 964
-    collate = staticmethod(collate)
 
     def __init__(self, *, batch_size: int = 64, seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, seed=seed)

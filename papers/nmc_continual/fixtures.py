@@ -11,7 +11,7 @@ import torch
 from scipy.io import savemat
 
 from common.formats import tiny as write
-from papers.nmc_continual import interop
+from common.interop import vit
 from papers.nmc_continual.model import FrozenViT
 from papers.nmc_continual.streams import CORE50_TEST, CORE50_TRAIN
 
@@ -94,7 +94,7 @@ def idx(array: np.ndarray) -> bytes:
 
 def common(root: Path) -> dict[str, Any]:
     """A file of weights as timm has them, and what makes a stream small."""
-    torch.save(interop.state_to_timm(FrozenViT(**VIT).state_dict()), root / "vit.pth")
+    torch.save(vit.TIMM.to_theirs(FrozenViT(**VIT).state_dict()), root / "vit.pth")
     return {
         "model.init_args.backbone.init_args.path": root / "vit.pth",
         "data.init_args.root": root,

@@ -34,5 +34,5 @@ FIXTURES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def tiny() -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    spec = {"class_path": "papers.pointer_networks.module.PointerNetworks", "init_args": {"hidden_dim": 8}}
-    return spec, torch.rand(3, 5, 2)
+    sizes = {"architecture": "pointer", "hidden_dim": 8, "num_points": None, "optim": {"lr": 1.0}}
+    return {"class_path": "papers.pointer_networks.module.PointerNetworks", "init_args": sizes}, torch.rand(3, 5, 2)

@@ -7,11 +7,11 @@ from PIL import Image
 from common.errors import EncoreError
 from common.formats.tokenizers import ClipTokenizer
 from papers.clip.data import (
-    LabelledImages,
     Pairs,
     ShapesData,
     WebData,
     WordVocabulary,
+    class_folders,
     image_transform,
     normalise,
 )
@@ -147,21 +147,21 @@ def folders(tmp_path_factory):
 
 
 def test_labels_follow_the_sorted_folders_and_counts_must_agree(folders, tmp_path):
-    images = LabelledImages(str(folders), ["a", "b", "c"], 16)
+    images = class_folders(str(folders), ["a", "b", "c"], 16)
     assert [images[i]["label"] for i in range(6)] == [0, 0, 1, 1, 2, 2]
     expected = (60 / 255 - 0.48145466) / 0.26862954
     assert images[2]["image"][0].mean().item() == pytest.approx(expected, abs=1e-4)
     with pytest.raises(EncoreError, match="has 3 class folders, the list of class names 2"):
-        LabelledImages(str(folders), ["a", "b"], 16)
+        class_folders(str(folders), ["a", "b"], 16)
     with pytest.raises(EncoreError, match="no such folder"):
-        LabelledImages(str(tmp_path / "none"), ["a"], 16)
+        class_folders(str(tmp_path / "none"), ["a"], 16)
 
 
 def test_an_image_that_cannot_be_decoded_is_an_error_with_its_path(tmp_path):
     (tmp_path / "n01").mkdir()
     (tmp_path / "n01" / "bad.png").write_bytes(tiny.png(3)[:50])
-    with pytest.raises(EncoreError, match=r"bad\.png: cannot be decoded"):
-        LabelledImages(str(tmp_path), ["a"], 16)[0]
+    with pytest.raises(EncoreError, match=r"bad\.png: not a readable image"):
+        class_folders(str(tmp_path), ["a"], 16)[0]
 
 
 def test_bags_hold_each_word_of_a_caption_once_and_no_unknown_ones():

@@ -1,41 +1,39 @@
-"""PRE's objective, schedule, training, validation, configs and claims."""
-
-from pathlib import Path
+"""PRE's objective, schedule, training and validation."""
 
 import pytest
 import torch
 
-import papers.pre
+from benchmarks.paper import paths
 from common.eval.zero_shot import classify
-from common.training.run import Run
 from common.training.trainer import build_trainer
 from papers.clip.interop import from_hub
 from papers.clip.zero_shot import image_features, zero_shot_classifier
-from papers.pre import claims, fixtures
+from papers.pre import fixtures
 from papers.pre.facts import learning_rate
 from papers.pre.interop import load_prompt, save_prompt
 from papers.pre.model import Prompt, PromptedCLIP
-from papers.pre.module import PromptTuning
+from papers.pre.module import PromptTuning, prompt_optim
 from papers.pre.prompts import context_ids, harmonic_mean, prompt_tokens
+from tests import tiny
+from tests.helpers import assert_resumes_exactly
 from tests.papers.pre.test_data import few_shot_data, root  # noqa: F401
-from tests.papers.pre.test_model import WORDS, tiny
-from tests.tiny import train
+from tests.papers.pre.test_model import WORDS, small_clip
 
-CONFIGS = Path(papers.pre.__file__).parent / "configs"
+CONFIGS = paths.room("pre") / "configs"
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 def tuning(**changes) -> PromptTuning:
     torch.manual_seed(3)
-    return PromptTuning(PromptedCLIP(tiny()), **({"words": WORDS, "lr": 0.05, "epochs": 4} | changes))
+    options = {"words": WORDS, "optim": prompt_optim(0.05), "epochs": 4}
+    return PromptTuning(PromptedCLIP(small_clip()), **(options | changes))
 
 
 # Objective and schedule
 
 
 def test_the_loss_is_the_cross_entropy_over_base_classes_only(root):  # noqa: F811
-    data, module = few_shot_data(root), tuning()
-    module.log = lambda *args, **kwargs: None
+    data, module = few_shot_data(root), tiny.silent(tuning())
     module.prepare(data.tokenizer, {"base": data.base_names, "new": data.new_names})
     batch = next(iter(data.train_dataloader()))
     weights = module.model.classifier(prompt_tokens(data.tokenizer, data.base_names, 4, WORDS))
@@ -54,7 +52,7 @@ def test_the_rate_is_constant_in_an_epoch_and_follows_the_released_log():
 
 
 def test_training_moves_the_prompt_alone_by_sgd_with_momentum_and_decay(root, tmp_path):  # noqa: F811
-    module, data = tuning(lr=0.05, epochs=2), few_shot_data(root)
+    module, data = tuning(epochs=2), few_shot_data(root)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     rates = []
     module.on_train_batch_start = lambda *args: rates.append(module.optimizers().param_groups[0]["lr"])
@@ -70,6 +68,14 @@ def test_training_moves_the_prompt_alone_by_sgd_with_momentum_and_decay(root, tm
             assert torch.equal(value, before[name]), name
         elif name.startswith("model.prompt.encoder"):
             assert not torch.equal(value, before[name]), name
+
+
+def test_dropout_between_the_two_layers_goes_on_exactly_after_a_stop(root, tmp_path):  # noqa: F811
+    def module() -> PromptTuning:
+        model = PromptedCLIP(small_clip(), variant="lstm2")
+        return PromptTuning(model, optim=prompt_optim(0.05), words=WORDS, epochs=4)
+
+    assert_resumes_exactly(module, lambda: few_shot_data(root), tmp_path, limit_val_batches=0, **QUIET)
 
 
 def test_a_restored_prompt_does_not_go_back_to_its_first_words(root, tmp_path):  # noqa: F811
@@ -134,47 +140,11 @@ def test_a_released_prompt_is_evaluated_and_gone_on_from(root, tmp_path):  # noq
     assert torch.equal(again(), module.model.prompt())
 
 
-# Configs
-
-
 def test_a_paper_config_starts_from_published_weights_and_its_first_words(tmp_path):
     options = fixtures.few_shot(tmp_path) | {"trainer.max_steps": 1, "trainer.accelerator": "cpu"}
     options |= {"trainer.precision": "32", "data.init_args.num_workers": 0, "trainer.limit_val_batches": 0}
     published = from_hub(tmp_path / "hub")
-    trained = train(CONFIGS / "paper.yaml", options, tmp_path / "run").model.model
+    trained = tiny.train(CONFIGS / "paper.yaml", options, tmp_path / "run").model.model
     assert torch.equal(trained.clip.text.token_embedding.weight, published.text.token_embedding.weight)
     words = context_ids(fixtures.tokenizer(tmp_path / "tokenizer"), WORDS)
     assert (trained.prompt.context - published.text.token_embedding.weight[words]).abs().max() < 1e-3  # one step on
-
-
-# Claims
-
-
-def test_a_unit_learns_every_kind_of_prompt_on_one_clip_and_repeats_exactly(tmp_path):
-    runs = [Run("pre", "claim", "prompts", 0, "smoke", tmp_path / name) for name in ("a", "b")]
-    results = [claims.on_emoji(runs[0]), claims.on_shapes(runs[1])]  # at smoke scale both are shapes
-    assert results[0] == results[1]
-    kinds = ["zero_shot", *claims.KINDS]
-    for kind in kinds:
-        base, new = results[0][f"{kind}_base"], results[0][f"{kind}_new"]
-        assert results[0][f"{kind}_harmonic_mean"] == pytest.approx(harmonic_mean(base, new))
-    assert results[0]["backbone_multiply_adds_g"] > 0
-    assert claims.on_emoji(runs[0]) == results[0]  # from what a finished unit has left behind
-    kinds_used = [
-        {key: runs[0].record.fits[f"{kind}-0"][key] for key in ("module", "steps", "batch_size", "lr")}
-        for kind in claims.KINDS
-    ]
-    assert all(used == kinds_used[0] for used in kinds_used), "every kind is trained alike"
-    frozen = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(tmp_path.glob("a/*-0/done.ckpt"))]
-    assert len(frozen) == len(claims.KINDS)
-    backbone = torch.load(tmp_path / "a" / "backbone" / "done.ckpt", weights_only=True)["state_dict"]
-    for state in frozen:
-        for name, value in state.items():
-            if name.startswith("model.clip."):
-                assert torch.equal(value, backbone[name.replace("model.clip.", "model.")]), name
-
-
-def test_step_time_compares_pre_with_coop(tmp_path):
-    metrics = claims.step_time(Run("pre", "cost", "step", 0, "smoke", tmp_path))
-    assert metrics["step_time_ratio"] == pytest.approx(metrics["pre_ms"] / metrics["coop_ms"])
-    assert metrics["coop_ms"] > 0
