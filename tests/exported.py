@@ -58,8 +58,8 @@ def bart(path: Path) -> nn.Module:
     from papers.bart.model import bart_tiny
 
     model = randomised(bart_tiny(vocab_size=120, max_positions=16))
-    arguments = {"size": "tiny", "vocab_size": 120, "max_positions": 16, "dropout": 0.1, "attention_dropout": 0.0}
-    save_checkpoint(path, "papers.bart.module.Denoising", arguments, model, "model.", hyper=True)
+    arguments = {"model": described("papers.bart.model.bart_tiny", vocab_size=120, max_positions=16)}
+    save_checkpoint(path, "papers.bart.module.Denoising", arguments, model, "model.", hyper=False)
     return model
 
 

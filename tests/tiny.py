@@ -139,22 +139,29 @@ class Killed(Exception):
     """What Kill raises."""
 
 
-def built(spec: Mapping[str, Any]) -> L.LightningModule:
-    """The module that {class_path, init_args} describes, with the types its constructor asks for."""
+def _parsed(spec: Mapping[str, Any]) -> tuple[Any, Any]:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningModule, "model")
-    return parser.instantiate_classes(parser.parse_object({"model": dict(spec)})).model
+    return parser, parser.parse_object({"model": dict(spec)})
+
+
+def built(spec: Mapping[str, Any]) -> L.LightningModule:
+    """The module that {class_path, init_args} describes, with the types its constructor asks for."""
+    parser, parsed = _parsed(spec)
+    return parser.instantiate_classes(parsed).model
 
 
 def checkpoint(path: Path, spec: Mapping[str, Any]) -> L.LightningModule:
     """What a train script leaves of the module that `spec` describes, its weights random; the module."""
-    module = randomise(built(spec))
+    parser, parsed = _parsed(spec)
+    module = randomise(parser.instantiate_classes(parsed).model)
     data = {"class_path": "papers.toy.data.Toy", "init_args": {"source": "wikitext2", "folder": "/somewhere/of/mine"}}
-    config = yaml.safe_dump({"seed_everything": 11, "model": dict(spec), "data": data})
+    config = yaml.safe_load(parser.dump(parsed, skip_none=False)) | {"seed_everything": 11, "data": data}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"epoch": 0, "global_step": 3, "state_dict": module.state_dict(), "encore": {"config": config}}, path)
+    content = {"epoch": 0, "global_step": 3, "state_dict": module.state_dict()}
+    torch.save(content | {"encore": {"config": yaml.safe_dump(config)}}, path)
     return module
 
 

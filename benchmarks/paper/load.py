@@ -1,7 +1,6 @@
 """Reads one paper.yaml; every error names the file, the line and the field."""
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,65 +12,16 @@ from pydantic import ValidationError
 from benchmarks.paper import paths
 from benchmarks.paper.schema import Paper
 from common.errors import EncoreError
+from common.plain_yaml import Loader, read_mapping
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 GENERATED = "generated"
 RESERVED = re.compile(r"facts|gallery|.*\.curves")  # files of these names lie beside the results of claims
-MAX_DEPTH = 50
 Location = tuple[int | str, ...]
 
 
-def parse_yaml(path: Path) -> dict:
+def parse_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a yaml file; EncoreError with the line when it is not one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        _refuse_what_is_no_data(path, text)
-        content = yaml.load(text, Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}" if mark else ""
-        raise EncoreError(f"{paths.shown(path)}{where}: not valid yaml: {error.problem or error.context}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EncoreError(f"{paths.shown(path)}: cannot be read: {error}") from error
-    except EncoreError:
-        raise
-    except Exception as error:  # the constructors of dates, numbers and tags raise what they like
-        raise EncoreError(f"{paths.shown(path)}: not valid yaml: {type(error).__name__}: {error}") from error
-    if not isinstance(content, dict):
-        raise EncoreError(f"{paths.shown(path)}:1: must be a mapping of fields, see CONTRIBUTING.md")
-    _refuse_other_keys_than_text(path, content)
-    return content
-
-
-def _refuse_what_is_no_data(path: Path, text: str) -> None:
-    """Aliases (ten lines of them can stand for a billion), endless nesting and control characters, before any of it
-    is built.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        wrong = ""
-        if isinstance(event, yaml.AliasEvent):
-            wrong = f"the alias *{event.anchor}: write the value out"
-        elif depth > MAX_DEPTH:
-            wrong = f"more than {MAX_DEPTH} levels of nesting"
-        elif isinstance(event, yaml.ScalarEvent) and any(map(_is_control, event.value)):
-            wrong = f"a control character in {event.value[:40]!a}"
-        if wrong:
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            raise EncoreError(f"{paths.shown(path)}:{line}: not allowed here: {wrong}")
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
-
-
-def _refuse_other_keys_than_text(path: Path, content: Any) -> None:
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in items:
-        if isinstance(content, dict) and not isinstance(key, str):
-            raise EncoreError(f"{paths.shown(path)}: the key {key!r} must be text: write it in quotes")
-        _refuse_other_keys_than_text(path, value)
+    return read_mapping(path, paths.shown(path))
 
 
 def load_paper(path: Path, content: dict | None = None) -> Paper:

@@ -37,6 +37,7 @@ def write_report(folder: Path | None = None) -> Path:
         raise EncoreError(f"--out {folder}: give the folder of the site, for example {folder.parent / 'site'}")
     standings = [Standing(paper) for paper in catalog.load_all().values()]
     pages = {standing.paper.slug for standing in standings}
+    _refuse_foreign(folder, pages)
     history, drawn, edges = History([s.paper for s in standings]), Drawn(), views.builds_on(standings)
     environment = _environment()
     speed = speed_view(drawn, pages)
@@ -76,6 +77,23 @@ def write_report(folder: Path | None = None) -> Path:
     _remove_own_pages_except(kept, folder)
     drawn.save()
     return folder / "index.html"
+
+
+def _refuse_foreign(folder: Path, slugs: set[str]) -> None:
+    """EncoreError when a file that the report would write over is somebody else's."""
+    pages = [folder / "index.html", folder / "speed.html", *(folder / "papers" / f"{slug}.html" for slug in slugs)]
+    found = [page for page in pages if page.exists()]
+    foreign = [page for page in found if not _is_ours(page)]
+    if not (folder / "index.html").exists():  # no report of ours was finished here
+        for asset in sorted((TEMPLATES / "assets").iterdir()):
+            other = folder / "assets" / asset.name
+            foreign += [other] if other.exists() and other.read_bytes() != asset.read_bytes() else []
+    if foreign:
+        raise EncoreError(f"{foreign[0]}: was not written by a report; choose another folder with --out")
+
+
+def _is_ours(page: Path) -> bool:
+    return page.is_file() and f'content="{GENERATOR}"' in page.read_text(encoding="utf-8", errors="replace")
 
 
 def _environment() -> Any:
@@ -181,5 +199,5 @@ def percent(difference: float | None) -> str:
 def _remove_own_pages_except(kept: set[Path], folder: Path) -> None:
     """What an earlier report wrote about a paper or figures that are gone."""
     for file in {*(folder / "papers").glob("*.html"), *folder.glob("speed.html")} - kept:
-        if f'content="{GENERATOR}"' in file.read_text(encoding="utf-8", errors="replace"):
+        if _is_ours(file):
             file.unlink()

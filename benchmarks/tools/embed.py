@@ -10,6 +10,7 @@ but the names in one folder.
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -28,6 +29,7 @@ from benchmarks.paper.files import digest
 from benchmarks.tools.export import encoder_of, paper_encoder
 from common.checksums import file_sha256
 from common.errors import EncoreError
+from common.files import replacing
 from common.interop.checkpoint import load_checkpoint
 from common.interop.encoder import Encoder
 
@@ -39,6 +41,7 @@ SUFFIXES = {
     "videos": (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"),
 }
 META = b"encore"
+OWN = re.compile(r"\.?part-\d+\.parquet(\.\d+(\.tmp)?)?|lock|joined\.parquet|errors\.jsonl")  # files among the parts
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def embed(
         raise EncoreError(f"{folder}: no such folder of {kind}")
     if out.is_dir() or (out.exists() and not force):
         raise EncoreError(f"{out}: is there already; --force replaces it" if out.is_file() else f"{out}: is a folder")
+    _refuse_foreign(out)
     if not (total := sum(1 for _ in walk(folder, kind))):
         raise EncoreError(f"{folder}: holds no {kind} ({' '.join(sorted(SUFFIXES[kind]))})")
     encoder, model_key = load_encoder(slug, source, config, kind)
@@ -112,9 +116,26 @@ def embed(
     return outcome
 
 
+def _refuse_foreign(out: Path) -> None:
+    """EncoreError when something that no run of ours wrote stands where parts or the list of bad files go."""
+    parts, listed = out.with_name(f"{out.name}.parts"), errors_file(out)
+    inside = [file for file in parts.iterdir() if not OWN.fullmatch(file.name)] if parts.is_dir() else []
+    if inside or (parts.exists() and not parts.is_dir()):
+        raise EncoreError(f"{inside[0] if inside else parts}: is not ours and in the way; move it, or change --out")
+    try:
+        with listed.open(encoding="utf-8") as file:
+            ours = all(json.loads(line).keys() == {"path", "error"} for line in islice(file, 10))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise EncoreError(f"{listed}: is no list of bad files of ours; move it, or change --out")
+
+
 def errors_file(out: Path) -> Path:
     """Where the bad files of an output are listed, a JSON object {path, error} a line."""
-    return out.with_suffix(".errors.jsonl")
+    return out.with_name(f"{out.name}.errors.jsonl")
 
 
 def load_encoder(slug: str, source: Path, config: Path | None, kind: str) -> tuple[Encoder, str]:
@@ -234,9 +255,8 @@ def _moved(batch: Any, device: str) -> Any:
 
 
 def _write_whole(file: Path, table: pa.Table) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, temporary, write_page_checksum=True)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def _join(parts: Path, count: int, out: Path, about: dict[str, Any]) -> None:
@@ -254,11 +274,13 @@ def _join(parts: Path, count: int, out: Path, about: dict[str, Any]) -> None:
     if writer is not None:
         writer.close()
     if about["bad"]:
-        os.replace(errors, errors_file(out))
+        with replacing(errors_file(out)) as target:
+            os.replace(errors, target)
     else:
         errors_file(out).unlink(missing_ok=True)
     if writer is not None:
-        os.replace(temporary, out)
+        with replacing(out) as target:
+            os.replace(temporary, target)
 
 
 class _bar:

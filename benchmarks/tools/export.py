@@ -20,6 +20,7 @@ from common.interop.encoder import BLOCK, Encoder, encoder_class, mark
 from common.interop.weights import load_config
 from common.sources import GENERATED, all_sources
 
+WRITTEN = ("config.json", "model.safetensors", "README.md")  # by an export that does not list its files
 STARTS = ("weights", "checkpoint", "start", "student", "clip_weights")  # arguments that name weights to start from
 
 
@@ -42,7 +43,9 @@ def export(slug: str, checkpoint: Path, out: Path, config: Path | None = None, f
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         encoder.to_hub(temporary)
-        mark(temporary, slug, {"module": found.module, "steps": found.steps, "checkpoint_sha256": found.sha256})
+        written = sorted({"README.md", *(file.name for file in temporary.iterdir())})
+        origin = {"module": found.module, "steps": found.steps, "checkpoint_sha256": found.sha256}
+        mark(temporary, slug, {**origin, "files": written})
         (temporary / "README.md").write_text(
             model_card(paper, found, encoder, load_config(temporary)), encoding="utf-8"
         )
@@ -91,6 +94,11 @@ def refuse_occupied(out: Path, force: bool) -> None:
         raise EncoreError(f"{out}: holds something else than an export; choose another --out")
     if not force:
         raise EncoreError(f"{out}: holds an export already; --force replaces it")
+    block = load_config(out)[BLOCK]
+    written = block.get("files") if isinstance(block, dict) else None
+    foreign = sorted({file.name for file in out.iterdir()} - set(written if isinstance(written, list) else WRITTEN))
+    if foreign:
+        raise EncoreError(f"{out / foreign[0]}: is not of the export that --force would replace; move it away first")
 
 
 def model_card(paper: Paper, checkpoint: Checkpoint, encoder: Encoder, config: dict[str, Any]) -> str:

@@ -13,11 +13,15 @@ A released code that reads otherwise is matched by an option of its paper, which
 
 import io
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from common.errors import EncoreError
 
@@ -88,3 +92,24 @@ def _to_8_bits(image: Image.Image, stored_in: str | None, name: str) -> Image.Im
         if isinstance(clear := image.info.get("transparency"), int):
             scaled = np.where(pixels == clear, 255, scaled)
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+class LabelledImages(Dataset[dict[str, Any]]):
+    """{image, label} of files, or of uint8 arrays (H, W) or (H, W, 3), in RGB through a transform."""
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        labels: Sequence[int] | np.ndarray,
+        transform: Callable[[Image.Image], Tensor],
+        read: Callable[[str | Path], Image.Image] = load_image,
+    ) -> None:
+        self.items, self.labels, self.transform, self.read = items, labels, transform, read
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.items[index]
+        image = Image.fromarray(item).convert("RGB") if isinstance(item, np.ndarray) else self.read(item)
+        return {"image": self.transform(image), "label": int(self.labels[index])}

@@ -254,11 +254,11 @@ class BucketLoaders(Loaders):
             self._there("train"), self.collate, trainer=self.trainer, seed=self.seed, num_workers=self.num_workers
         )
 
-    def evaluation(self, dataset: Any, batch_size: int | None = None) -> DataLoader:
+    def evaluation(self, dataset: Any, batch_size: int | None = None, collate: Any = None) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=None,
-            collate_fn=self.collate,
+            collate_fn=collate or self.collate,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),
         )

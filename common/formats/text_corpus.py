@@ -30,6 +30,9 @@ class TextBlocks(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         return wrap(self.tokenizer, self.blocks[index], self.length)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
 
 def wrap(tokenizer: WordPiece, ids: Sequence[int], length: int) -> Tensor:
     """`[CLS]` ids `[SEP]` as int64, the ids cut so that the row has at most `length` tokens."""

@@ -48,11 +48,12 @@ def word_piece(folder: Path, vocab_size: int = 160, texts: Sequence[str] = ()) -
     return folder
 
 
-def clip_bpe(folder: Path, context_length: int = 16) -> Path:
-    """CLIP's tokenizer without merges: 514 tokens, one a byte (inside and at the end of a word), start and end."""
+def clip_bpe(folder: Path, context_length: int = 16, texts: Sequence[str] = ()) -> Path:
+    """CLIP's tokenizer: trained on `texts`, or 514 tokens without merges (a byte inside and at the end of a word)."""
     from common.formats.tokenizers import ClipTokenizer
 
-    ClipTokenizer.from_merges([], context_length=context_length).save(folder)
+    trained = ClipTokenizer.train(texts, 560, context_length=context_length) if texts else None
+    (trained or ClipTokenizer.from_merges([], context_length=context_length)).save(folder)
     return folder
 
 

@@ -5,12 +5,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from common.checksums import file_sha256
 from common.errors import EncoreError
 from common.interop.weights import read_checkpoint
+from common.plain_yaml import parse_mapping
 
 RECORD = "encore"  # the key under which a train script keeps its configuration in every checkpoint
 BESIDE = "config.yaml"  # and the file that it writes beside them
@@ -84,6 +85,52 @@ def load_checkpoint(path: str | Path, config: str | Path | None = None) -> Check
     )
 
 
+def check_training_state(content: Any, path: str | Path) -> None:
+    """EncoreError that names the part unless this can be the checkpoint of a training: weights that are finite, and
+    what is needed to go on has the form in which it is saved. A part that is not there is not needed."""
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise EncoreError(
+            f"{path}: has no state_dict, so it is not a training checkpoint; load weights through the config"
+        )
+    forms: dict[str, Any] = {"global_step": int, "epoch": int, "callbacks": dict, "loops": dict, RECORD: dict}
+    forms |= {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
+    for part, form in forms.items():
+        if part in content and not isinstance(content[part], form):
+            _refuse(path, part, f"is no {form.__name__}")
+    for name, value in content["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            _refuse(path, f"state_dict[{name!r:.60}]", "is no tensor")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            _refuse(path, f"state_dict[{name!r}]", "is not finite")
+    for part in ("global_step", "epoch"):
+        if content.get(part, 0) < 0:
+            _refuse(path, part, "is negative")
+    for index, state in enumerate(content.get("optimizer_states", [])):
+        where = f"optimizer_states[{index}]"
+        if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+            _refuse(path, where, "has no state")
+        groups = state.get("param_groups")
+        if not isinstance(groups, list) or not all(isinstance(g, dict) and "params" in g and "lr" in g for g in groups):
+            _refuse(path, where, "has no parameter groups with rates")
+        for tensor in tree_leaves(state["state"]):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                _refuse(path, where, "is not finite")
+    if "loops" in content:
+        loop = content["loops"].get("fit_loop")
+        for part in ("epoch_progress", "epoch_loop.batch_progress"):
+            if not isinstance(loop, dict) or not _counts(loop.get(part)):
+                _refuse(path, f"loops.fit_loop[{part!r}]", "does not count batches and epochs")
+
+
+def _counts(progress: Any) -> bool:
+    parts = [progress.get(key) for key in ("total", "current")] if isinstance(progress, dict) else [None]
+    return all(isinstance(part, dict) and all(type(value) is int for value in part.values()) for part in parts)
+
+
+def _refuse(path: str | Path, part: str, what: str) -> None:
+    raise EncoreError(f"{path}: {part} {what}: the checkpoint is damaged; go on from another one, or start afresh")
+
+
 def _config(path: Path, content: dict[str, Any], given: str | Path | None) -> dict[str, Any]:
     kept = (content.get(RECORD) or {}).get("config")
     beside = path.parent / BESIDE
@@ -95,11 +142,8 @@ def _config(path: Path, content: dict[str, Any], given: str | Path | None) -> di
         source, text = beside, _read(beside)
     else:
         return {}
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise EncoreError(f"{source}: the configuration is not valid yaml: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model", {}), dict):
+    config = parse_mapping(text, str(source))
+    if not isinstance(config.get("model") or {}, dict):
         raise EncoreError(f"{source}: is not the configuration of a run: it must have a section model")
     return config
 

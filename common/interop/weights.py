@@ -1,7 +1,8 @@
 """Reading and writing weight files. Nothing is unpickled beyond tensors and plain containers."""
 
 import json
-import os
+import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.errors import EncoreError
+from common.files import replacing
 
 State = dict[str, Tensor]
 WRAPPED = ("state_dict", "model_state_dict", "model", "module")  # where training checkpoints keep their weights
@@ -86,14 +88,19 @@ def refuse_pointer(path: str | Path) -> None:
             raise EncoreError(f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull in its clone")
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A torch file (weights, or a training checkpoint) through torch.load(weights_only=True), on the CPU."""
+def read_checkpoint(path: str | Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
+    """A torch file (weights, or a training checkpoint) through torch.load(weights_only=True), on the CPU.
+
+    allowed: what else it may name, in the form of torch.serialization.safe_globals.
+    """
     path = Path(path)
     if not path.exists():
         raise EncoreError(f"{path}: no such checkpoint; check the path, or train without one to start afresh")
     refuse_pointer(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler of a damaged file raises what it likes
         if "TorchScript" in str(error):
             raise EncoreError(
@@ -102,6 +109,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EncoreError(f"{path}: not a readable checkpoint ({reason}); it is damaged or not a torch file") from error
+
+
+def _check_sums(path: Path) -> None:
+    """BadZipFile when a checksum in the archive is wrong, which torch.load does not look at."""
+    if zipfile.is_zipfile(path):  # files of the time before torch 1.6 are none, and have no checksums
+        with zipfile.ZipFile(path) as archive:
+            if wrong := archive.testzip():
+                raise zipfile.BadZipFile(f"its part {wrong} has changed since it was written")
 
 
 def load_config(directory: str | Path) -> dict[str, Any]:
@@ -127,16 +142,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def save_weights(directory: str | Path, state: State, config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json; each file appears whole or not at all."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".model.safetensors.{os.getpid()}"
-    try:
-        save_file({k: v.detach().contiguous().clone() for k, v in state.items()}, temporary, metadata={"format": "pt"})
-        os.replace(temporary, directory / "model.safetensors")
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(temporary, directory / "config.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {k: v.detach().contiguous().clone() for k, v in state.items()}
+    with replacing(Path(directory) / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(Path(directory) / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_fits(model: nn.Module, state: State, source: str | Path) -> None:

@@ -38,10 +38,21 @@ class Positions(Sampler[list[int]]):
     Batch t of the run holds stream positions t * B * W ... of which rank r of W takes the r-th part of B. Every pass
     is a
     new permutation drawn from (seed, pass). Yields [t, index, index, ...].
+
+    taken: how many batches the run has been given so far, which workers that fetch ahead make this sampler overshoot.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, num_batches: int | None, rank: int, world: int, start: int
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        num_batches: int | None,
+        rank: int,
+        world: int,
+        start: int,
+        taken: Callable[[], int] | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         together = batch_size * world
@@ -52,12 +63,14 @@ class Positions(Sampler[list[int]]):
                 f"the training set has {length} samples, fewer than one batch of {together} "
                 f"({batch_size} on each of {world} processes); lower batch_size or add data"
             )
-        self.next = start
+        self.next, self.taken = start, taken
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.taken is not None:
+            self.next = self.taken()
         end = (self.next // self.num_batches + 1) * self.num_batches
         current, order = -1, np.empty(0, dtype=np.int64)
         for t in range(self.next, end):
@@ -116,12 +129,17 @@ def train_loader(
 
     A dataset may offer __getitems__(indices) -> what collate_fn takes, to make a batch at once.
     """
-    rank, world, start = 0, 1, 0
+    if batch_size < 1:
+        raise EncoreError(f"batch_size must be at least 1, not {batch_size}")
+    rank, world, taken = 0, 1, None
     if trainer is not None:
         rank, world = trainer.global_rank, trainer.world_size
-        start = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+        def taken(trainer: L.Trainer = trainer) -> int:
+            return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
     positions = Positions(
-        len(dataset), batch_size, seed=seed, num_batches=num_batches, rank=rank, world=world, start=start
+        len(dataset), batch_size, seed=seed, num_batches=num_batches, rank=rank, world=world, start=0, taken=taken
     )
     return DataLoader(
         _Batches(dataset, collate_fn or default_collate, seed, rank),

@@ -112,7 +112,9 @@ class Recipe(L.LightningModule):
 
     def factor(self, step: int) -> float:
         """Multiplier of the peak rate at optimizer step `step` (0-based)."""
-        return self.optim.factor(step, self.total_steps)
+        # a constant rate need not ask the trainer, which would set up its loader before a checkpoint is restored
+        asks = self.optim.schedule != "constant" or 0 < self.optim.warmup < 1
+        return self.optim.factor(step, self.total_steps if asks else 0)
 
     @property
     def total_steps(self) -> int:

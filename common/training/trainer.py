@@ -1,8 +1,7 @@
 """The Lightning trainer as Encore sets it up: exact resume, atomic checkpoints, a stop on NaN, CSV logs."""
 
-import csv
-import os
 import random
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,36 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from common.errors import EncoreError
+from common.files import replacing
+from common.interop.weights import read_checkpoint
+from common.training.log import ContinueLog, MetricsCSV
+from common.training.loops import LastCheckpoint
 
-# Said by Lightning of every resumed run; train_loader does resume mid-epoch, and MetricsCSV keeps the log.
-for message in (".*dataloader is not resumable.*", "Experiment logs directory.*", "Checkpoint directory.*exists.*"):
+# Said by Lightning of every resumed run; train_loader does resume mid-epoch.
+for message in (".*dataloader is not resumable.*", "Checkpoint directory.*exists.*"):
     warnings.filterwarnings("ignore", message)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
 
 def atomic_save(payload: Any, path: Path) -> None:
     """torch.save that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         torch.save(payload, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Checkpoints written beside their target, and read only when every checksum in them is right."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        atomic_save(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
 
 
 class RandomState(Callback):
@@ -76,40 +85,68 @@ class StopOnNaN(Callback):
             )
 
 
-class MetricsCSV(CSVLogger):
-    """`metrics.csv` straight in the run's folder. A resumed run goes on in the same file, from the step it resumes
-    at."""
+class SameOptimizer(Callback):
+    """Refuses to go on from a checkpoint with other settings of the optimizer: those of the checkpoint would be used
+    and the new ones recorded."""
 
-    def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / "metrics.csv"
-        self.earlier: list[dict[str, Any]] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.earlier = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-            path.unlink()
-        super().__init__(save_dir=str(folder), name="", version="", flush_logs_every_n_steps=1)
+    TECHNICAL = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})  # how, not what
 
-    def keep_before(self, step: int) -> None:
-        """Put back the rows of an earlier run up to `step` (exclusive)."""
-        self.experiment.metrics = [row for row in self.earlier if int(row["step"]) < step] + self.experiment.metrics
-        self.earlier = []
+    def __init__(self) -> None:
+        self.settings: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settings": self.settings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state["settings"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.settings = [
+            {"optimizer": type(optimizer).__name__} | self._plain(group)
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+        ]
+        if self.kept is None:
+            return
+        if len(self.kept) != len(self.settings):
+            raise EncoreError(
+                f"optimizer: {len(self.settings)} parameter groups, and {len(self.kept)} in the checkpoint; give the "
+                "settings of that run, or start afresh"
+            )
+        for kept, now in zip(self.kept, self.settings):
+            for name in kept.keys() | now.keys():
+                if kept.get(name) != now.get(name):
+                    raise EncoreError(
+                        f"optimizer: {name} is {now.get(name)}, and {kept.get(name)} in the checkpoint that is gone on "
+                        "with; give that value, or start afresh in another folder"
+                    )
+
+    def _plain(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a group as they were given: the schedule keeps the peak rate as initial_lr."""
+        lr = group.get("initial_lr", group["lr"])
+        rest = {k: v for k, v in group.items() if k not in {*self.TECHNICAL, "lr", "initial_lr"}}
+        plain = {"lr": lr} | rest
+        plain = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in plain.items()}
+        return {k: list(v) if isinstance(v, tuple | list) else v for k, v in plain.items() if _is_plain(v)}
 
 
-class ContinueLog(Callback):
-    """Tells a MetricsCSV logger at which step this run starts."""
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | tuple | list | None)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.keep_before(trainer.global_step)
+
+class EndedBySignal(Callback):
+    """A training ended by SIGTERM says so by its exit status, 143: Lightning would end with 0, as if it were done."""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
 
 
 def standard_callbacks(folder: str | Path, checkpoint_every: int) -> list[Callback]:
     """What every Encore run has: random state in checkpoints, a stop on NaN, `last.ckpt` every so many steps."""
-    checkpoint = ModelCheckpoint(
-        dirpath=folder, filename="last", every_n_train_steps=checkpoint_every, enable_version_counter=False
-    )
-    return [RandomState(), StopOnNaN(), ContinueLog(), checkpoint]
+    own = [RandomState(), StopOnNaN(), SameOptimizer(), EndedBySignal(), ContinueLog()]
+    return [*own, LastCheckpoint(folder, checkpoint_every)]
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -141,5 +178,6 @@ def build_trainer(
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "default_root_dir": folder,
+        "plugins": [AtomicIO()],
     }
     return L.Trainer(callbacks=standard_callbacks(folder, checkpoint_every) + (callbacks or []), **(options | kwargs))

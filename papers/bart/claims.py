@@ -4,15 +4,14 @@ All arms share data, model, optimizer, steps and, for one seed, the initial weig
 WikiText-2 (its test text for training, its validation text held out) and SST-2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common import sources
@@ -20,9 +19,8 @@ from common.formats.corpora import documents
 from common.formats.labelled_text import Examples
 from common.formats.tables import read_table
 from common.formats.tokenizers import ByteBPE, train_byte_bpe
-from common.training.loaders import train_loader
 from common.training.recipe import Optim
-from common.training.run import Run, fit
+from common.training.run import Run, hand_over, sizes, train_on
 from papers.bart.data import Blocks, Denoised, Pair, collate_pairs, noise_vocabulary, pad
 from papers.bart.generate import Decoding, generate
 from papers.bart.model import BART, BOS, EOS, PAD, bart_tiny
@@ -36,6 +34,8 @@ NOISES = {
     "rotation": Noise(spans="none", permute_ratio=0.0, rotate_ratio=1.0),
 }  # and the arm "none": no pre-training
 
+OVERLAP = "short blocks that occur in both texts of WikiText-2"
+M = TypeVar("M", bound=L.LightningModule)
 MAX_SENTENCE = 40  # tokens of an SST-2 sentence (the median); longer ones are cut
 
 
@@ -83,7 +83,7 @@ def wikitext(recipe: Recipe) -> Text:
 
 def noise_function_decides(run: Run) -> dict[str, float]:
     """Pre-train with the arm's noise, then fine-tune twice from there: sentiment and the continuation of a text."""
-    recipe = RECIPES[run.scale]
+    recipe = sizes(run, **RECIPES)
     text = wikitext(recipe)
     start = pretrain(run, recipe, text)
     return {
@@ -94,7 +94,7 @@ def noise_function_decides(run: Run) -> dict[str, float]:
 
 def one_mask_teaches_length(run: Run) -> dict[str, float]:
     """Pre-train with the arm's noise, then let the model fill a single mask for a span of 0 to 5 words."""
-    recipe = RECIPES[run.scale]
+    recipe = sizes(run, **RECIPES)
     text = wikitext(recipe)
     bart = pretrain(run, recipe, text)
     assert bart is not None
@@ -103,12 +103,15 @@ def one_mask_teaches_length(run: Run) -> dict[str, float]:
 
 def pretrain(run: Run, recipe: Recipe, text: Text) -> BART | None:
     """A BART pre-trained with the noise of run.arm, or None for the arm "none"."""
+    run.settings(noise=run.arm)
+    run.split("train", text.train)
+    run.split("test", text.held_out, overlap=OVERLAP)
     if run.arm == "none":
         return None
     L.seed_everything(run.seed, verbose=False)
     module = Denoising(_tiny(recipe), _optim(recipe.pretraining_steps, 4e-3, 0.98))
     data = Denoised(text.train, text.vocabulary, NOISES[run.arm])
-    return _train(module, data, run, recipe, "pretraining", recipe.pretraining_steps, collate_pairs).model
+    return _train(module, data, run, recipe, "pretraining", recipe.pretraining_steps).model
 
 
 def continuation(run: Run, recipe: Recipe, text: Text, start: BART | None) -> float:
@@ -117,7 +120,7 @@ def continuation(run: Run, recipe: Recipe, text: Text, start: BART | None) -> fl
     module = Summarisation(_tiny(recipe), _optim(recipe.continuation_steps, 1e-3, 0.999), label_smoothing=0.0)
     _start_from(module.model, start)
     train = [halves(text.train[i]) for i in range(len(text.train))]
-    _train(module, train, run, recipe, "continuation", recipe.continuation_steps, collate_pairs)
+    _train(module, train, run, recipe, "continuation", recipe.continuation_steps)
     held_out = [halves(text.held_out[i]) for i in range(recipe.held_out_blocks)]
     with torch.no_grad():
         losses = [
@@ -141,6 +144,8 @@ def sentiment(run: Run, recipe: Recipe, text: Text, start: BART | None) -> float
         labelled(text.tokenizer, Examples([[" " + t for t in table["text"]]], table["label"]), MAX_SENTENCE)
         for table in tables
     )
+    run.split("train:sst2", train)
+    run.split("test:sst2", test, overlap="sentences that SST-2 has in both splits")
     L.seed_everything(run.seed, verbose=False)
     module = SequenceClassification(_tiny(recipe), _optim(recipe.sentiment_steps, 1e-3, 0.98))
     _start_from(module.model.bart, start)
@@ -214,26 +219,10 @@ def _optim(steps: int, lr: float, beta2: float) -> Optim:
 
 def _start_from(model: BART, start: BART | None) -> None:
     if start is not None:
-        model.load_state_dict(start.state_dict())
+        hand_over(start, model)
 
 
-def _train(
-    module: Any,
-    data: Any,
-    run: Run,
-    recipe: Recipe,
-    name: str,
-    steps: int,
-    collate: Callable[[Any], tuple[Tensor, ...]],
-) -> Any:
+def _train(module: M, data: Any, run: Run, recipe: Recipe, name: str, steps: int, collate: Any = collate_pairs) -> M:
     """Trains with gradients clipped at 1, on examples in an order that only the seed decides; then in eval mode."""
-    return fit(
-        module,
-        lambda trainer: train_loader(
-            data, recipe.batch_size, seed=run.seed, collate_fn=collate, trainer=trainer, num_batches=steps
-        ),
-        run=run,
-        name=name,
-        max_steps=steps,
-        gradient_clip_val=1.0,
-    )
+    options: Any = {"collate": collate, "gradient_clip_val": 1.0}
+    return train_on(run, module, data, steps=steps, batch_size=recipe.batch_size, name=name, **options)

@@ -12,9 +12,8 @@ import lightning as L
 import numpy as np
 
 from common.formats.tokenizers import ByteBPE, train_byte_bpe
-from common.training.loaders import train_loader
 from common.training.recipe import Optim
-from common.training.run import Run, fit
+from common.training.run import Run, hand_over, sizes, train_on
 from papers.bart.data import Blocks, Denoised, collate_pairs, noise_vocabulary, wrap
 from papers.bart.model import bart_tiny
 from papers.bart.noise import Noise
@@ -71,9 +70,13 @@ class Texts:
     folds: dict[Meaning, int]
     tokenizer: ByteBPE
 
+    def judged(self, fold: int) -> list[str]:
+        """References of the meanings that are judged in a fold."""
+        return [text for meaning, some in self.groups.items() if self.folds[meaning] == fold for text in some]
+
     def training(self, fold: int) -> Groups:
         """Texts of the meanings of the other folds, without those that some meaning of this fold has as well."""
-        here = {text for meaning, texts in self.groups.items() if self.folds[meaning] == fold for text in texts}
+        here = set(self.judged(fold))
         others = {meaning: texts for meaning, texts in self.groups.items() if self.folds[meaning] != fold}
         return {meaning: [text for text in texts if text not in here] for meaning, texts in others.items()}
 
@@ -112,6 +115,9 @@ def train_scorer(run: Run, recipe: Recipe, texts: Texts, fold: int) -> Score:
     "language_model" learns the targets of "tuned" without reading anything; "untrained" keeps its initial weights.
     """
     groups, tokenizer = texts.training(fold), texts.tokenizer
+    run.settings(scorer=run.arm)
+    run.split(f"train:fold{fold}", [text for some in groups.values() for text in some])
+    run.split(f"test:fold{fold}", texts.judged(fold))
     rows = wrap(tokenizer, [text for some in groups.values() for text in some], MAX_LENGTH)
     blocks = Blocks(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
     noisy: Any = Denoised(blocks, noise_vocabulary(tokenizer), NOISE)
@@ -125,11 +131,10 @@ def train_scorer(run: Run, recipe: Recipe, texts: Texts, fold: int) -> Score:
     L.seed_everything(run.seed, verbose=False)
     module = _module(recipe, recipe.denoising_lr, recipe.denoising_steps)
     if first is not None:
-        module = _fit(module, first, run, recipe, f"fold{fold}-first", recipe.denoising_steps)
-        state = module.state_dict()
+        start = _fit(module, first, run, recipe, f"first-{fold}", recipe.denoising_steps)
         module = _module(recipe, recipe.second_lr, recipe.second_steps)
-        module.load_state_dict(state)
-        module = _fit(module, second, run, recipe, f"fold{fold}-second", recipe.second_steps)
+        hand_over(start, module)
+        module = _fit(module, second, run, recipe, f"second-{fold}", recipe.second_steps)
     score = TextScorer(module.scorer, tokenizer, MAX_LENGTH, batch_size=64)
     if run.arm == "language_model":
         return lambda sources, targets: score([""] * len(sources), targets)
@@ -142,12 +147,8 @@ def _module(recipe: Recipe, lr: float, steps: int) -> Tuning:
 
 
 def _fit(module: Tuning, data: Any, run: Run, recipe: Recipe, name: str, steps: int) -> Tuning:
-    def loader(trainer: L.Trainer) -> Any:
-        return train_loader(
-            data, recipe.batch_size, seed=run.seed, collate_fn=collate_pairs, trainer=trainer, num_batches=steps
-        )
-
-    return fit(module, loader, run=run, name=name, max_steps=steps, gradient_clip_val=1.0)
+    options: Any = {"collate": collate_pairs, "gradient_clip_val": 1.0}
+    return train_on(run, module, data, steps=steps, batch_size=recipe.batch_size, name=name, **options)
 
 
 def agreement_with_people(run: Run) -> dict[str, float]:
@@ -155,8 +156,9 @@ def agreement_with_people(run: Run) -> dict[str, float]:
 
     `spearman` is the mean of all of them; the others are means over sets or judgements, and of precision and recall.
     """
-    recipe = RECIPES[run.scale]
+    recipe = sizes(run, **RECIPES)
     texts = load_texts(recipe)
+    run.settings(scorer=run.arm)
     scored = rouge_scores(texts) if run.arm == "rouge1" else out_of_fold(run, recipe, texts)
     found: dict[str, list[float]] = {}
     for name, quantities in scored.items():
@@ -198,7 +200,7 @@ def missing_from_made_up(run: Run) -> dict[str, float]:
 
     As judgements: a text that leaves a fact out loses recall against precision, one that adds a fact loses precision.
     """
-    recipe = RECIPES[run.scale]
+    recipe = sizes(run, **RECIPES)
     texts = load_texts(recipe)
     right: dict[str, list[float]] = {}
     for fold in range(recipe.folds):

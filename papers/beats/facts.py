@@ -1,5 +1,7 @@
 """Figures of the paper that follow from the sizes alone, computed with the code that trains; named in paper.yaml."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -99,7 +101,7 @@ def kmeans_rounds() -> int:
 
 def dropouts() -> list[float]:
     """Dropout of hidden states and of attention in the base encoder's layers."""
-    layer = Encoder().stack.layers[0]
+    layer: Any = Encoder().stack.layers[0]
     return [layer.dropout.p, layer.attn.dropout]
 
 

@@ -179,7 +179,7 @@ def trained(checkpoint: Checkpoint) -> Model:
     model: Model
     if "num_classes" in checkpoint.arguments:
         prefix, model = "model.", AudioClassifier(encoder, checkpoint.argument("num_classes"))
-    elif "commitment" in checkpoint.arguments:
+    elif any(name.startswith("teacher.") for name in checkpoint.state):
         codes = {name: checkpoint.argument(name) for name in ("num_codes", "code_dim")}
         prefix, model = "tokenizer.", DistilledTokenizer(encoder, **codes)
     else:

@@ -194,6 +194,7 @@ class FineTuneModule(Classification):
     """
 
     key = "spectrogram"
+    model: AudioClassifier
 
     def __init__(
         self,
@@ -230,7 +231,8 @@ class FineTuneModule(Classification):
         if self.mixup_alpha:
             label = label if label.dim() == 2 else F.one_hot(label, self.num_classes).float()
             x, label, padding = mixup(x, label, padding, self.mixup_alpha)
-        return {"spectrogram": spec_augment(x, self.time_mask, self.mel_mask), "label": label, "padding": padding}
+        changed = {"spectrogram": spec_augment(x, self.time_mask, self.mel_mask), "label": label}
+        return changed if padding is None else changed | {"padding": padding}
 
     def layer_id(self, name: str) -> int:
         if ".layers." in name:

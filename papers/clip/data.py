@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 
 from common import sources
 from common.errors import EncoreError
-from common.formats.images import load_image, opened
+from common.formats.images import LabelledImages, load_image, opened
 from common.formats.tables import decode_images, read_table
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
 from common.training.loaders import Loaders
@@ -31,29 +31,22 @@ from papers.clip.shards import CaptionShards, expand_shards
 from papers.clip.zero_shot import TEMPLATES, read_lines
 
 
-class LabelledImages(Dataset):
-    """{image, label} of an ImageFolder whose sorted folders are the classes named by class_names, in that order."""
-
-    def __init__(self, root: str, class_names: Sequence[str], image_size: int, as_released: bool = False) -> None:
-        if not Path(root).is_dir():
-            raise EncoreError(f"{root}: no such folder; it must hold one folder of images a class (ImageFolder)")
-        try:
-            transform = image_transform(image_size, train=False, as_released=as_released)
-            self.images = ImageFolder(root, transform, loader=opened if as_released else load_image)
-        except FileNotFoundError as error:
-            raise EncoreError(f"{root}: {error}; it must hold one folder of images a class (ImageFolder)") from error
-        if len(self.images.classes) != len(class_names):
-            raise EncoreError(
-                f"{root} has {len(self.images.classes)} class folders, the list of class names {len(class_names)}; "
-                "give one name a line, in the order of the sorted folders"
-            )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image, label = self.images[index]
-        return {"image": image, "label": label}
+def class_folders(root: str, class_names: Sequence[str], image_size: int, as_released: bool = False) -> LabelledImages:
+    """The images of an ImageFolder whose sorted folders are the classes named by class_names, in that order."""
+    if not Path(root).is_dir():
+        raise EncoreError(f"{root}: no such folder; it must hold one folder of images a class (ImageFolder)")
+    try:
+        found = ImageFolder(root)
+    except FileNotFoundError as error:
+        raise EncoreError(f"{root}: {error}; it must hold one folder of images a class (ImageFolder)") from error
+    if len(found.classes) != len(class_names):
+        raise EncoreError(
+            f"{root} has {len(found.classes)} class folders, the list of class names {len(class_names)}; "
+            "give one name a line, in the order of the sorted folders"
+        )
+    transform = image_transform(image_size, train=False, as_released=as_released)
+    read = opened if as_released else load_image
+    return LabelledImages([path for path, _ in found.samples], found.targets, transform, read)
 
 
 class WebData(L.LightningDataModule):
@@ -129,7 +122,7 @@ class WebData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list[Any]:
         if self.zero_shot_root is None:
             return []
-        images = LabelledImages(self.zero_shot_root, self.class_names, self.image_size, self.as_released)
+        images = class_folders(self.zero_shot_root, self.class_names, self.image_size, self.as_released)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share = Subset(images, range(rank, len(images), world))
         return DataLoader(share, batch_size=self.eval_batch_size, num_workers=self.num_workers)

@@ -6,19 +6,23 @@ from typing import Any
 import torch
 
 from common.formats import tiny as write
+from papers.clip.interop import to_hub
+from papers.clip.model import CLIP, TextTransformer, VisionTransformer
 
-WHERE = "papers.clip.model"
+SIZES: dict[str, dict[str, int]] = {
+    "image": {"image_size": 16, "patch_size": 8, "dim": 32, "depth": 2, "num_heads": 4, "embed_dim": 12},
+    "text": {"dim": 16, "depth": 2, "num_heads": 2, "vocab_size": 514, "context_length": 16, "embed_dim": 12},
+}
 
 
-def model(image_size: int = 16, patch_size: int = 8, vocab_size: int = 514, context_length: int = 16) -> dict[str, Any]:
-    """A CLIP of two towers of two layers, as a config describes it."""
-    image = {"image_size": image_size, "patch_size": patch_size, "dim": 32, "depth": 2, "num_heads": 4, "embed_dim": 12}
-    text = {"dim": 16, "depth": 2, "num_heads": 2, "vocab_size": vocab_size, "context_length": context_length}
+def model(**image: int) -> dict[str, Any]:
+    """A CLIP of two small towers as a config describes it."""
+    where = "papers.clip.model"
     towers = {
-        "image": {"class_path": f"{WHERE}.VisionTransformer", "init_args": image},
-        "text": {"class_path": f"{WHERE}.TextTransformer", "init_args": {**text, "embed_dim": 12}},
+        "image": {"class_path": f"{where}.VisionTransformer", "init_args": SIZES["image"] | image},
+        "text": {"class_path": f"{where}.TextTransformer", "init_args": SIZES["text"]},
     }
-    return {"class_path": f"{WHERE}.CLIP", "init_args": towers}
+    return {"class_path": f"{where}.CLIP", "init_args": towers}
 
 
 def pairs_and_folders(root: Path) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def pairs_and_folders(root: Path) -> dict[str, Any]:
     (root / "templates.txt").write_text("a {}.\nthe {}.\n")
     return {
         "model.init_args.model": model(),
-        "model.init_args.warmup_steps": 1,
+        "model.init_args.optim.warmup": 1,
         "data.init_args.shards": write.caption_shards(root / "shards"),
         "data.init_args.tokenizer": write.clip_bpe(root / "tokenizer"),
         "data.init_args.zero_shot_root": write.image_folder(root / "imagenet"),
@@ -39,9 +43,20 @@ def pairs_and_folders(root: Path) -> dict[str, Any]:
     }
 
 
-FIXTURES = {"paper_*.yaml": pairs_and_folders}
+def from_weights(root: Path) -> dict[str, Any]:
+    """The same, with published weights of a smaller resolution to start from."""
+    image = VisionTransformer(**SIZES["image"] | {"image_size": 8})
+    to_hub(CLIP(image, TextTransformer(**SIZES["text"])), root / "hub")
+    return pairs_and_folders(root) | {"model.init_args.weights": root / "hub"}
 
 
-def tiny() -> tuple[dict[str, Any], torch.Tensor]:
+FIXTURES = {"paper_vit_l14_336.yaml": from_weights, "paper_*.yaml": pairs_and_folders}
+
+
+def tiny(**image: int) -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    return {"class_path": "papers.clip.module.CLIPModule", "init_args": {"model": model()}}, torch.randn(3, 3, 16, 16)
+    spec = {
+        "class_path": "papers.clip.module.CLIPModule",
+        "init_args": {"model": model(**image), "optim": {"lr": 1e-3}},
+    }
+    return spec, torch.randn(3, 3, 16, 16)

@@ -263,47 +263,47 @@ def _vit(image_size: int, patch_size: int, dim: int, depth: int, embed_dim: int,
 
 
 def clip_rn50() -> CLIP:
-    """RN50: 102,007,137 parameters."""
+    """RN50."""
     return _resnet(224, (3, 4, 6, 3), 64, 1024, 512)
 
 
 def clip_rn101() -> CLIP:
-    """RN101: 119,688,033 parameters."""
+    """RN101."""
     return _resnet(224, (3, 4, 23, 3), 64, 512, 512)
 
 
 def clip_rn50x4() -> CLIP:
-    """RN50x4 at 288 px: 178,300,601 parameters."""
+    """RN50x4 at 288 px."""
     return _resnet(288, (4, 6, 10, 6), 80, 640, 640)
 
 
 def clip_rn50x16() -> CLIP:
-    """RN50x16 at 384 px: 290,979,217 parameters."""
+    """RN50x16 at 384 px."""
     return _resnet(384, (6, 8, 18, 8), 96, 768, 768)
 
 
 def clip_rn50x64() -> CLIP:
-    """RN50x64 at 448 px: 623,258,305 parameters."""
+    """RN50x64 at 448 px."""
     return _resnet(448, (3, 15, 36, 10), 128, 1024, 1024)
 
 
 def clip_vit_b32() -> CLIP:
-    """ViT-B/32: 151,277,313 parameters."""
+    """ViT-B/32."""
     return _vit(224, 32, 768, 12, 512, 512)
 
 
 def clip_vit_b16() -> CLIP:
-    """ViT-B/16: 149,620,737 parameters."""
+    """ViT-B/16."""
     return _vit(224, 16, 768, 12, 512, 512)
 
 
 def clip_vit_l14() -> CLIP:
-    """ViT-L/14: 427,616,513 parameters."""
+    """ViT-L/14."""
     return _vit(224, 14, 1024, 24, 768, 768)
 
 
 def clip_vit_l14_336() -> CLIP:
-    """ViT-L/14@336px: ViT-L/14 trained one more epoch at 336 px, 427,944,193 parameters."""
+    """ViT-L/14@336px: ViT-L/14 trained one more epoch at 336 px."""
     return _vit(336, 14, 1024, 24, 768, 768)
 
 

@@ -101,7 +101,11 @@ class Corpus(MaskedCorpus):
         rows = TextBlocks(blocks, tokenizer, self.length)
         self.train = Subset(rows, [i for i in range(len(rows)) if i not in held_out])
         self.valid = Subset(rows, sorted(held_out))
-        self.collate = MaskedText(tokenizer, *self.ratios)
+        self.mask = MaskedText(tokenizer, *self.ratios)
+
+    def collate(self, rows: Sequence[Tensor]) -> Batch:
+        """Rows of ids -> a batch."""
+        return self.mask(rows)
 
 
 class Cloze(Dataset):

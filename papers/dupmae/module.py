@@ -134,7 +134,7 @@ class Retrieval(Recipe):
     def on_validation_epoch_start(self) -> None:
         self.index, self.found = Index(self.index.vocab_size, self.index.top_k), {}
 
-    def validation_step(self, batch: Encoded, batch_idx: int, dataloader_idx: int) -> None:
+    def validation_step(self, batch: Encoded, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loader 0 gives the documents, loader 1 the queries."""
         encoded = self.model(batch.tokens)
         if dataloader_idx == 0:

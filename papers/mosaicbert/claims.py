@@ -70,10 +70,9 @@ def wikitext(plan: Plan) -> Text:
     """WikiText-2's sentences under a WordPiece trained on the training part."""
     train, held_out = corpora.sentences("wikitext2")
     tokenizer = WordPiece.train(train, plan.vocab_size, rarest=5)
-    parts = (train, held_out[: plan.held_out])
-    return Text(
-        *(TextBlocks(document_blocks(part, tokenizer), tokenizer, plan.max_length) for part in parts), tokenizer
-    )
+    blocks = (document_blocks(part, tokenizer) for part in (train, held_out[: plan.held_out]))
+    rows, held_out_rows = (TextBlocks(part, tokenizer, plan.max_length) for part in blocks)
+    return Text(rows, held_out_rows, tokenizer)
 
 
 # ----------------------------------------------------------------------------------------------------- masked words

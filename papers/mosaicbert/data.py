@@ -55,7 +55,11 @@ class _Masked(MaskedCorpus):
         if self.train is None:
             tokenizer, train, valid = self.build()
             self.train, self.valid = (TextBlocks(blocks, tokenizer, self.max_length) for blocks in (train, valid))
-            self.collate, self.fixed_collate = (Masking(tokenizer, r) for r in (self.mask_ratio, EVALUATION_RATIO))
+            self.masking, self.fixed_collate = (Masking(tokenizer, r) for r in (self.mask_ratio, EVALUATION_RATIO))
+
+    def collate(self, rows: Sequence[Tensor]) -> Batch:
+        """Rows of ids -> a batch, masked as in training."""
+        return self.masking(rows)
 
 
 class Sentences(_Masked):

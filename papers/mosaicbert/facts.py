@@ -1,5 +1,7 @@
 """Figures that follow from sizes and closed forms, for `encore facts`."""
 
+from typing import Any
+
 from common.layers.bert import bert_base
 from papers.mosaicbert.attention import alibi_slopes
 from papers.mosaicbert.data import EVALUATION_RATIO
@@ -66,4 +68,5 @@ def dropout(size: str) -> float:
 
 def attention_dropout() -> float:
     """Dropout on the attention of the BERT baseline."""
-    return bert_base().blocks.layers[0].attn.dropout
+    first: Any = bert_base().blocks.layers[0]
+    return first.attn.dropout

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from common.training.optim import adamw
+from common.training.recipe import Optim, Recipe
 from papers.nmc_continual.model import ScaleShifted
 from papers.nmc_continual.module import StreamLearner
 
 
-class FineTuning(StreamLearner):
-    """Sequential fine-tuning of all weights with Adam at a constant rate, afresh in every task.
+class FineTuning(StreamLearner, Recipe):
+    """Sequential fine-tuning of all weights, with an optimizer that starts afresh in every task.
 
     The head has all rows from the start; a class has no logit before its task, so its row gets no gradient and Adam
     leaves it where it was: the same as a head that grows. Adam forgets its moments between tasks, as in L2P's code;
@@ -33,13 +33,13 @@ class FineTuning(StreamLearner):
         *,
         num_classes: int,
         num_tasks: int,
-        lr: float = 1e-3,
+        optim: Optim,
         own_task_only: bool = False,
     ) -> None:
-        super().__init__(backbone, num_classes=num_classes, num_tasks=num_tasks)
+        super().__init__(backbone, num_classes=num_classes, num_tasks=num_tasks, optim=optim)
         dim: Any = backbone.feature_dim
         self.head = nn.Linear(dim, num_classes)
-        self.lr, self.own_task_only = lr, own_task_only
+        self.own_task_only = own_task_only
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     def features(self, images: Tensor) -> Tensor:
@@ -60,9 +60,6 @@ class FineTuning(StreamLearner):
     def consolidate(self, task: int) -> None:
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self, lr=self.lr, weight_decay=0.0)
 
 
 class LinearHead(FineTuning):

@@ -8,12 +8,14 @@ MNIST's digits, or Omniglot characters of other alphabets. The seed also shuffle
 import copy
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
 from typing import Any
 
 import lightning as L
 from torch import nn
 
 from common.eval.extract import extract_features
+from common.training.recipe import Optim
 from common.training.run import Run, fit
 from papers.nmc_continual.baselines import EWC, FineTuning, LinearHead, ScaleAndShift
 from papers.nmc_continual.data import CharacterPretraining, CharacterStream, DigitStream, StreamData
@@ -49,12 +51,19 @@ def grid(**choices: tuple[Any, ...]) -> list[dict[str, Any]]:
 
 
 BOTH = (False, True)
+
+
+def rates(*values: float) -> tuple[Optim, ...]:
+    """Adam at these constant rates."""
+    return tuple(Optim(lr=value) for value in values)
+
+
 LEARNERS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
-    "scale_shift": (ScaleAndShift, grid(lr=(3e-3, 1e-2), own_task_only=BOTH)),
-    "linear_head": (LinearHead, grid(lr=(1e-3, 1e-2), own_task_only=BOTH)),
-    "fine_tuning": (FineTuning, grid(lr=(3e-4, 1e-3), own_task_only=BOTH)),
-    "ewc": (EWC, grid(lr=(1e-3,), beta=(10.0, 1000.0), own_task_only=BOTH)),
-    "joint": (FineTuning, grid(lr=(3e-4, 1e-3))),
+    "scale_shift": (ScaleAndShift, grid(optim=rates(3e-3, 1e-2), own_task_only=BOTH)),
+    "linear_head": (LinearHead, grid(optim=rates(1e-3, 1e-2), own_task_only=BOTH)),
+    "fine_tuning": (FineTuning, grid(optim=rates(3e-4, 1e-3), own_task_only=BOTH)),
+    "ewc": (EWC, grid(optim=rates(1e-3), beta=(10.0, 1000.0), own_task_only=BOTH)),
+    "joint": (FineTuning, grid(optim=rates(3e-4, 1e-3))),
 }
 """What a trained learner tries, with each number of passes. Its result is the best of all on the test images
 themselves, an advantage that the class means, which have nothing to choose, do not get."""
@@ -62,29 +71,36 @@ themselves, an advantage that the class means, which have nothing to choose, do 
 
 def pretrained(run: Run, share: float = 1.0) -> SmallResNet:
     """The encoder after `share` of the planned steps, on a schedule of that length; share 0: as initialised."""
-    steps = round(share * PLANS[run.scale].pretraining_steps)
+    steps = ceil(share * PLANS[run.scale].pretraining_steps)  # of two steps a quarter is one, not none
     L.seed_everything(run.seed, verbose=False)
     encoder = SmallResNet()
-    module = Pretraining(
-        encoder, num_classes=CharacterPretraining.num_classes, warmup_steps=steps // 20, total_steps=steps
-    )
     if steps:
-        fit(module, CharacterPretraining(seed=run.seed), run=run, name="pretraining", max_steps=steps)
+        optim = Optim(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup=steps // 20, total=steps)
+        module = Pretraining(encoder, num_classes=CharacterPretraining.num_classes, optim=optim)
+        data = CharacterPretraining(seed=run.seed)
+        data.setup()
+        run.split("train:pretraining", data.train)
+        fit(module, data, run=run, name="pretraining", max_steps=steps)
     return encoder
 
 
 def digits(run: Run, **options: Any) -> StreamData:
     """MNIST as 5 tasks of 2 digits."""
-    data = DigitStream(per_class=PLANS[run.scale].digits, seed=run.seed, **options)
-    data.setup()
-    return data
+    return declared(run, "digits", DigitStream(per_class=PLANS[run.scale].digits, seed=run.seed, **options))
 
 
 def characters(run: Run, **options: Any) -> StreamData:
     """Unseen Omniglot characters, 10 tasks of 10."""
     tasks, each = PLANS[run.scale].characters
     data = CharacterStream(num_tasks=tasks, classes_a_task=each, seed=run.seed, **options)
+    return declared(run, "characters", data)
+
+
+def declared(run: Run, name: str, data: StreamData) -> StreamData:
+    """The stream, set up, its images declared as splits of the run."""
     data.setup()
+    run.split(f"train:{name}", data.train_set)
+    run.split(f"test:{name}", data.test_set)
     return data
 
 
@@ -138,7 +154,9 @@ def representation(run: Run) -> dict[str, float]:
     """Claim 3: class means over an encoder after all ("full"), a quarter ("partly") or none ("random") of its
     pre-training, on the digits and (characters_accuracy) on the characters.
     """
-    encoder = pretrained(run, {"full": 1.0, "partly": 0.25, "random": 0.0}[run.arm])
+    share = {"full": 1.0, "partly": 0.25, "random": 0.0}[run.arm]
+    run.settings(share=share)
+    encoder = pretrained(run, share)
     others = follow(run, NMC, {}, encoder, characters(run), "characters")
     on_digits = follow(run, NMC, {}, encoder, digits(run), "digits")
     return on_digits | {"characters_accuracy": others["final_accuracy"]}

@@ -5,7 +5,6 @@ label. Labels stay the set's own: the classifier's columns need no order.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import lightning as L
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torchvision.transforms import v2
 
-from common import sources
-from common.formats.images import load_image
-from common.formats.tables import decode_images, read_table
-from common.training.loaders import train_loader
+from common.formats.images import LabelledImages
+from common.training.loaders import Loaders
+from common.worlds.small_images import small_images
 from papers.nmc_continual import formats, streams
 from papers.nmc_continual.streams import Stream, StreamBatches
 
@@ -44,23 +42,8 @@ def preprocessing(kind: str, *, normalise: bool, image_size: int = 224) -> Trans
     return v2.Compose([*steps, v2.Normalize([0.5] * 3, [0.5] * 3)] if normalise else steps)
 
 
-class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """(image, label) of files, or of uint8 arrays (H, W) or (H, W, 3), through a transform."""
-
-    def __init__(self, items: Sequence[Any] | np.ndarray, labels: np.ndarray, transform: Transform) -> None:
-        self.items, self.labels, self.transform = items, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        item = self.items[index]
-        image = Image.fromarray(item).convert("RGB") if isinstance(item, np.ndarray) else load_image(item)
-        return self.transform(image), int(self.labels[index])
-
-
-class TensorImages(Dataset[tuple[Tensor, int]]):
-    """(image, label) of ready tensors, images (N, ...) float32."""
+class TensorImages(Dataset[dict[str, Any]]):
+    """{image, label} of ready tensors, images (N, ...) float32."""
 
     def __init__(self, images: Tensor, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels
@@ -68,20 +51,15 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-
-def collate(items: Sequence[tuple[Tensor, int]]) -> Batch:
-    """[(image, label), ...] -> batch."""
-    return {"image": torch.stack([image for image, _ in items]), "label": torch.tensor([label for _, label in items])}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
 
 
 class _StreamSet(Dataset[Batch]):
     """Turns [position, index, ...] of StreamBatches into a batch."""
 
-    def __init__(self, images: Dataset, batches: StreamBatches) -> None:
-        self.images, self.batches = images, batches
+    def __init__(self, dataset: Dataset, batches: StreamBatches) -> None:
+        self.dataset, self.batches = dataset, batches
 
     def __getitems__(self, wanted: list[int]) -> Batch:
         position, *indices = wanted
@@ -89,7 +67,7 @@ class _StreamSet(Dataset[Batch]):
             "task": torch.tensor(self.batches.task_at(position)),
             "ends_task": torch.tensor(self.batches.ends_task(position)),
         }
-        return collate([self.images[i] for i in indices]) | marks
+        return default_collate([self.dataset[i] for i in indices]) | marks
 
 
 Labelled = LabelledImages | TensorImages
@@ -151,7 +129,6 @@ class StreamData(L.LightningDataModule):
         return DataLoader(
             Subset(images, indices),
             batch_size=self.eval_batch_size,
-            collate_fn=collate,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -263,31 +240,6 @@ def ink(images: np.ndarray, *, dark_on_light: bool = False) -> Tensor:
     return -values if dark_on_light else values
 
 
-def digits() -> tuple[Tensor, np.ndarray]:
-    """scikit-learn's 1,797 digits, 8x8: needs no file."""
-    from sklearn.datasets import load_digits
-
-    content = load_digits()
-    return ink((content.images * 15.9375).astype(np.uint8)), content.target.astype(np.int64)
-
-
-@cache
-def mnist(split: str) -> tuple[Tensor, np.ndarray]:
-    """The named source mnist: 1,000 training images a digit, all 10,000 test images."""
-    table = read_table(sources.locate("mnist")[f"{split}.parquet"], ["image", "label"])
-    return ink(decode_images(table["image"], "L")), np.array(table["label"])
-
-
-@cache
-def omniglot(part: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """The named source omniglot, 'background' (964 characters) or 'evaluation' (659 others, of 20 other alphabets):
-    images, characters and drawers (1-20).
-    """
-    table = read_table(sources.locate("omniglot")[f"{part}.parquet"], ["image", "label", "drawer"])
-    images = ink(decode_images(table["image"], "L"), dark_on_light=True)
-    return images, np.array(table["label"]), np.array(table["drawer"])
-
-
 class DigitStream(StreamData):
     """5 tasks of 2 digits whose order the seed decides: "mnist" (28x28), or scikit-learn's "digits" (8x8).
 
@@ -299,21 +251,11 @@ class DigitStream(StreamData):
         self.source, self.per_class = source, per_class
 
     def load(self) -> tuple[Labelled, Labelled, Stream]:
-        if self.source == "digits":
-            images, labels = digits()
-            held_out = np.arange(len(labels)) % 4 == 0
-            parts = [(images[~held_out], labels[~held_out]), (images[held_out], labels[held_out])]
-        else:
-            parts = [mnist("train"), mnist("test")]
-        train, test = (_first(*part, count) for part, count in zip(parts, self.per_class))
+        splits = zip(("train", "test"), self.per_class)
+        parts = [small_images(self.source, split, per_class=count) for split, count in splits]
+        train, test = (TensorImages(ink(part.images), part.labels) for part in parts)
         order = np.random.default_rng(self.seed).permutation(10).tolist()
         return train, test, streams.class_incremental(train.labels, test.labels, order, 2)
-
-
-def _first(images: Tensor, labels: np.ndarray, count: int) -> TensorImages:
-    """The first `count` images of every class."""
-    kept = np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels)])
-    return TensorImages(images[kept], labels[kept])
 
 
 class CharacterStream(StreamData):
@@ -326,7 +268,8 @@ class CharacterStream(StreamData):
         self.num_tasks, self.classes_a_task = num_tasks, classes_a_task
 
     def load(self) -> tuple[Labelled, Labelled, Stream]:
-        images, characters, drawers = omniglot("evaluation")
+        found = small_images("omniglot", "evaluation")
+        images, characters, drawers = ink(found.images, dark_on_light=True), found.labels, found.columns["drawer"]
         drawn = np.random.default_rng(self.seed).permutation(1 + int(characters.max()))
         chosen = drawn[: self.num_tasks * self.classes_a_task]
         columns = np.full(len(drawn), -1)
@@ -342,20 +285,15 @@ class CharacterStream(StreamData):
         )
 
 
-class CharacterPretraining(L.LightningDataModule):
+class CharacterPretraining(Loaders):
     """Labelled images for pre-training: Omniglot's 964 background characters, 20 drawings each."""
 
     num_classes = 964
 
     def __init__(self, *, batch_size: int = 64, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size, self.seed = batch_size, seed
-        self.train_set: TensorImages
+        super().__init__(batch_size=batch_size, seed=seed)
 
     def setup(self, stage: str = "fit") -> None:
-        if not hasattr(self, "train_set"):
-            images, labels, _ = omniglot("background")
-            self.train_set = TensorImages(images, labels)
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(self.train_set, self.batch_size, seed=self.seed, trainer=self.trainer, collate_fn=collate)
+        if self.train is None:
+            found = small_images("omniglot", "background")
+            self.train = TensorImages(ink(found.images, dark_on_light=True), found.labels)

@@ -1,10 +1,14 @@
 """Figures of the paper that follow from the sizes alone; named in paper.yaml. All of it works on `meta`."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 
 from common.fast.flops import multiply_adds
 from papers.nmc_continual import streams
+from papers.nmc_continual.data import preprocessing, split_tasks
 from papers.nmc_continual.model import NearestMean, SharedCovariance, vit_base_patch16_224_in21k
 from papers.nmc_continual.module import NMC
 
@@ -80,3 +84,20 @@ def core50_test_sessions() -> int:
 def class_at(position: int) -> int:
     """The class that comes at a position of Split-CIFAR-100's order."""
     return streams.CIFAR100_ORDER[position]
+
+
+def core50_sessions() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Training and test sessions of CORe50."""
+    return streams.CORE50_TRAIN, streams.CORE50_TEST
+
+
+def imagenet_r_split() -> tuple[float, int]:
+    """Share of a task's images that train, and the seed that draws them."""
+    kept, held_out = split_tasks(np.repeat(np.arange(20), 10), 20)
+    return len(kept) / (len(kept) + len(held_out)), streams.IMAGENET_R_SEED
+
+
+def short_side() -> int:
+    """To which folder sets are resized before the crop."""
+    steps: Any = preprocessing("crop", normalise=False)
+    return steps.transforms[0].size[0]

@@ -11,11 +11,11 @@ import torch
 from scipy.io import savemat
 
 from common.formats import tiny as write
-from papers.nmc_continual import interop
+from common.interop import vit
 from papers.nmc_continual.model import FrozenViT
 from papers.nmc_continual.streams import CORE50_TEST, CORE50_TRAIN
 
-VIT = {"image_size": 16, "patch_size": 8, "dim": 64, "depth": 2, "num_heads": 1}
+VIT: dict[str, Any] = {"image_size": 16, "patch_size": 8, "dim": 64, "depth": 2, "num_heads": 1}
 
 
 def cifar100_pixels(labels: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def idx(array: np.ndarray) -> bytes:
 
 def common(root: Path) -> dict[str, Any]:
     """A file of weights as timm has them, and what makes a stream small."""
-    torch.save(interop.state_to_timm(FrozenViT(**VIT).state_dict()), root / "vit.pth")
+    torch.save(vit.TIMM.to_theirs(FrozenViT(**VIT).state_dict()), root / "vit.pth")
     return {
         "model.init_args.backbone.init_args.path": root / "vit.pth",
         "data.init_args.root": root,
@@ -134,16 +134,14 @@ FIXTURES = {
     "paper_imagenet_r.yaml": on_imagenet_r,
     "paper_five_datasets.yaml": on_five_datasets,
 }
-META = {
-    "paper_*.yaml": {
-        "model.init_args.backbone": {"class_path": "papers.nmc_continual.model.vit_base_patch16_224_in21k"}
-    }
-}
+WHERE = "papers.nmc_continual.model"
+META = {"paper_*.yaml": {"model.init_args.backbone": {"class_path": f"{WHERE}.vit_base_patch16_224_in21k"}}}
 SMOKE_STEPS = 12  # the first of five tasks; each brings classes whose loss begins anew
+TESTED_APART = {"class-means-beat-training-along-the-stream": "a whole grid of learners, on a smaller grid there"}
 
 
 def tiny() -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    backbone = {"class_path": "papers.nmc_continual.model.FrozenViT", "init_args": VIT}
-    module = {"class_path": "papers.nmc_continual.module.NMC", "init_args": {"backbone": backbone, "num_classes": 2}}
-    return module, torch.randn(2, 3, 16, 16)
+    backbone = {"class_path": f"{WHERE}.FrozenViT", "init_args": VIT}
+    arguments = {"backbone": backbone, "num_classes": 2, "num_tasks": 1}
+    return {"class_path": "papers.nmc_continual.module.NMC", "init_args": arguments}, torch.randn(2, 3, 16, 16)

@@ -5,7 +5,6 @@ Nothing is unpickled beyond arrays, numbers, text and plain containers. In-memor
 """
 
 import gzip
-import pickle
 import re
 import struct
 import warnings
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy._core.multiarray import _reconstruct  # what the pickled CIFAR files call  # type: ignore[attr-defined]
 
 from common.errors import EncoreError
 from common.formats.images import load_image
+from common.interop.pickles import ARRAYS, load_pickle
 
 Arrays = tuple[np.ndarray, np.ndarray]
 Files = tuple[list[Path], np.ndarray]
@@ -72,7 +71,7 @@ def _read_cifar_binary(path: Path, label_bytes: int) -> Arrays:
 
 
 def _read_cifar_pickle(path: Path, key: bytes) -> Arrays:
-    content = load_arrays(path)
+    content = load_pickle(path, ARRAYS, encoding="bytes")
     try:
         pixels, labels = content[b"data"], np.array(content[key], dtype=np.int64)
         if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS):
@@ -85,33 +84,6 @@ def _read_cifar_pickle(path: Path, key: bytes) -> Arrays:
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
     """Rows of 3,072 values, all red first -> (N, 32, 32, 3)"""
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds arrays and plain containers; a file that names anything else is refused before it is called."""
-
-    allowed: dict[tuple[str, str], Any] = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.allowed[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
-
-
-def load_arrays(path: str | Path) -> Any:
-    """A pickle of arrays, numbers, text and plain containers; EncoreError, before anything runs, for all else."""
-    try:
-        with Path(path).open("rb") as file:
-            return _ArraysOnly(file, encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise EncoreError(f"{path}: refused or unreadable ({error}); use the archive's own file") from error
 
 
 def read_core50(root: str | Path, sessions: tuple[int, ...]) -> tuple[list[Path], np.ndarray, np.ndarray]:

@@ -152,7 +152,7 @@ class FrozenViT(ViT):
 
 
 def vit_base_patch16_224_in21k() -> FrozenViT:
-    """The paper's encoder: class token after the last LayerNorm, no head; 85,798,656 parameters."""
+    """The paper's encoder: class token after the last LayerNorm, no head."""
     return FrozenViT(image_size=224, patch_size=16, dim=768, depth=12, num_heads=12)
 
 

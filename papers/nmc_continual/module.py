@@ -43,8 +43,8 @@ class StreamLearner(L.LightningModule):
     restricted: Tensor
     tested: Tensor
 
-    def __init__(self, backbone: nn.Module, *, num_classes: int, num_tasks: int) -> None:
-        super().__init__()
+    def __init__(self, backbone: nn.Module, *, num_classes: int, num_tasks: int, **module: Any) -> None:
+        super().__init__(**module)  # a learner that is a Recipe too passes its optim on
         self.backbone = backbone.requires_grad_(not self.frozen).train(not self.frozen)
         self.num_classes, self.num_tasks = num_classes, num_tasks
         for name in ("correct", "restricted", "tested"):

@@ -11,20 +11,21 @@ import lightning as L
 from torch import Tensor
 
 from common.training.loaders import train_loader
+from common.training.recipe import Optim
 from common.training.run import Run, sizes, train_on
 from papers.pointer_networks.data import SolvedSets, as_is
 from papers.pointer_networks.geometry import tour_length
 from papers.pointer_networks.inference import decode
 from papers.pointer_networks.metrics import Outputs, hull_scores, tsp_scores
-from papers.pointer_networks.model import Seq2Seq
-from papers.pointer_networks.module import Architecture, PointerNetworks
+from papers.pointer_networks.model import Architecture, Seq2Seq
+from papers.pointer_networks.module import PointerNetworks
 from papers.pointer_networks.problems import Problem, held_out
 
 BEAM = 4
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Plan:
     """How long and how wide one model is trained, and on how many sets of a size it is tested."""
 
     hidden_dim: int
@@ -34,9 +35,14 @@ class Recipe:
     lr: float = 1e-2
 
 
+def claim_optim(lr: float, steps: int) -> Optim:
+    """Adam, warm-up and cosine decay over `steps`. One group of parameters: clipping sums their norms in its order."""
+    return Optim(name="adam", lr=lr, schedule="cosine", warmup=min(100, steps // 10), total=steps, decay_all=True)
+
+
 def train(
     run: Run,
-    recipe: Recipe,
+    plan: Plan,
     problem: Problem,
     points: tuple[int, int],
     architecture: Architecture = "pointer",
@@ -49,31 +55,27 @@ def train(
     L.seed_everything(run.seed, verbose=False)
     module = PointerNetworks(
         architecture=architecture,
-        hidden_dim=hidden_dim or recipe.hidden_dim,
+        hidden_dim=hidden_dim or plan.hidden_dim,
         num_points=None if architecture == "pointer" else points[1],
-        optimizer="adam",
-        lr=recipe.lr,
-        decay="cosine",
-        warmup=min(100, recipe.steps // 10),
-        total_steps=recipe.steps,
+        optim=claim_optim(plan.lr, plan.steps),
     )
     sets = SolvedSets(problem, *points)
-    run.split("train", first_sets(run, recipe, sets))
+    run.split("train", first_sets(run, plan, sets))
     train_on(
         run,
         module,
         sets,
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
         collate=as_is,
         gradient_clip_val=2.0,
     )
     return module.model
 
 
-def first_sets(run: Run, recipe: Recipe, sets: SolvedSets, batches: int = 8) -> list[Tensor]:
+def first_sets(run: Run, plan: Plan, sets: SolvedSets, batches: int = 8) -> list[Tensor]:
     """The points of the first training batches, which stand for an endless supply."""
-    loader = train_loader(sets, recipe.batch_size, seed=run.seed, collate_fn=as_is)
+    loader = train_loader(sets, plan.batch_size, seed=run.seed, collate_fn=as_is)
     return [one for batch in islice(loader, batches) for one in batch.points]
 
 
@@ -110,9 +112,9 @@ def numbered(scores: dict[str, float], n: int) -> dict[str, float]:
 
 
 HULL = {
-    "smoke": Recipe(hidden_dim=32, steps=30, test=50),
-    "cpu": Recipe(hidden_dim=96, steps=1800, test=2000, lr=2e-2),
-    "gpu": Recipe(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
+    "smoke": Plan(hidden_dim=32, steps=30, test=50),
+    "cpu": Plan(hidden_dim=96, steps=1800, test=2000, lr=2e-2),
+    "gpu": Plan(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
 }
 
 
@@ -122,35 +124,35 @@ def hull_architectures(run: Run) -> dict[str, float]:
     The plain LSTM has no attention weights, so its hidden size is 9/8 of the others': as many parameters as Ptr-Net.
     The blending baseline keeps the common hidden size and has about 40 % more parameters than Ptr-Net.
     """
-    recipe = sizes(run, **HULL)
+    plan = sizes(run, **HULL)
     architectures: dict[str, Architecture] = {"pointer": "pointer", "attention": "attention", "lstm": "lstm"}
     architecture = architectures[run.arm]
-    hidden_dim = recipe.hidden_dim * 9 // 8 if architecture == "lstm" else recipe.hidden_dim
-    model = train(run, recipe, "hull", (10, 10), architecture, hidden_dim)
-    return hulls(run, model, 10, recipe.test) | {"parameters": float(sum(p.numel() for p in model.parameters()))}
+    hidden_dim = plan.hidden_dim * 9 // 8 if architecture == "lstm" else plan.hidden_dim
+    model = train(run, plan, "hull", (10, 10), architecture, hidden_dim)
+    return hulls(run, model, 10, plan.test) | {"parameters": float(sum(p.numel() for p in model.parameters()))}
 
 
 ANY_LENGTH = {
-    "smoke": Recipe(hidden_dim=32, steps=30, test=50),
-    "cpu": Recipe(hidden_dim=128, steps=900, test=1000, lr=2e-2),
-    "gpu": Recipe(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
+    "smoke": Plan(hidden_dim=32, steps=30, test=50),
+    "cpu": Plan(hidden_dim=128, steps=900, test=1000, lr=2e-2),
+    "gpu": Plan(hidden_dim=256, steps=20_000, test=10_000, lr=5e-3),
 }
 
 
 def any_length(run: Run) -> dict[str, float]:
     """Claim 2: one Ptr-Net trained on hulls of 5..12 points, tested inside and up to twice beyond that range."""
-    recipe = sizes(run, **ANY_LENGTH)
-    model = train(run, recipe, "hull", (5, 12))
+    plan = sizes(run, **ANY_LENGTH)
+    model = train(run, plan, "hull", (5, 12))
     scores: dict[str, float] = {}
     for n in (5, 10, 12, 16, 24):
-        scores |= numbered(hulls(run, model, n, recipe.test), n)
+        scores |= numbered(hulls(run, model, n, plan.test), n)
     return scores
 
 
 TOURS = {
-    "smoke": Recipe(hidden_dim=32, steps=30, test=50),
-    "cpu": Recipe(hidden_dim=96, steps=2500, test=500, lr=2e-2),
-    "gpu": Recipe(hidden_dim=256, steps=20_000, test=5000, lr=5e-3),
+    "smoke": Plan(hidden_dim=32, steps=30, test=50),
+    "cpu": Plan(hidden_dim=96, steps=2500, test=500, lr=2e-2),
+    "gpu": Plan(hidden_dim=256, steps=20_000, test=5000, lr=5e-3),
 }
 
 
@@ -159,9 +161,9 @@ def tour_constraint(run: Run) -> dict[str, float]:
 
     The paper trains on up to 20 and tests on 20, 30 and 40: 1, 1.5 and 2 times the longest training set.
     """
-    recipe = sizes(run, **TOURS)
-    model = train(run, recipe, "tsp", (4, 5))
+    plan = sizes(run, **TOURS)
+    model = train(run, plan, "tsp", (4, 5))
     scores: dict[str, float] = {}
     for n in (5, 8, 10):
-        scores |= numbered(tours(run, model, n, recipe.test), n)
+        scores |= numbered(tours(run, model, n, plan.test), n)
     return scores

@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from common.errors import EncoreError
 from common.formats.lines import byte_lines
-from common.training.loaders import train_loader
+from common.training.loaders import Loaders
 from papers.pointer_networks.geometry import Ints
 from papers.pointer_networks.metrics import is_tour, rows
 from papers.pointer_networks.problems import Batch, Problem, check_problem, draw, held_out, pad, to_targets
@@ -55,8 +54,23 @@ class SolvedSets(Dataset):
         return Batch(points, to_targets(labels), None)
 
 
-class GeneratedProblems(L.LightningDataModule):
-    """Exactly solved random sets; validation on fixed sets of the largest size."""
+class HeldOut(Dataset):
+    """The fixed sets of one size that training never draws."""
+
+    def __init__(self, problem: Problem, count: int, n: int) -> None:
+        self.points, self.labels = held_out(problem, count, n)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return Batch(self.points[indices], to_targets(self.labels[indices]), None)
+
+
+class GeneratedProblems(Loaders):
+    """Exactly solved random sets; validation on fixed sets of the largest size, in one batch."""
+
+    collate = staticmethod(as_is)
 
     def __init__(
         self,
@@ -67,17 +81,12 @@ class GeneratedProblems(L.LightningDataModule):
         val_sets: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, seed=seed, eval_batch_size=val_sets)
         self.train = SolvedSets(problem, min_points, max_points)
-        self.problem, self.max_points = problem, max_points
-        self.batch_size, self.val_sets, self.seed = batch_size, val_sets, seed
+        self.held_out = problem, val_sets, max_points
 
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(self.train, self.batch_size, seed=self.seed, collate_fn=as_is, trainer=self.trainer)
-
-    def val_dataloader(self) -> DataLoader:
-        points, labels = held_out(self.problem, self.val_sets, self.max_points)
-        return DataLoader([Batch(points, to_targets(labels), None)], batch_size=None)  # type: ignore[arg-type]
+    def setup(self, stage: str = "fit") -> None:
+        self.valid = HeldOut(*self.held_out)
 
 
 class ProblemFile(Dataset):
@@ -151,30 +160,18 @@ class ProblemFile(Dataset):
         return Batch(points, to_targets(pad([self.labels[i] for i in indices])), None if same else lengths)
 
 
-class ProblemFiles(L.LightningDataModule):
+class ProblemFiles(Loaders):
     """Training and validation sets from two text files; a batch mixes sizes."""
 
+    collate = staticmethod(as_is)
+
     def __init__(self, problem: Problem, train_file: str, val_file: str, batch_size: int = 128, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, seed=seed)
         self.problem, self.files = problem, (train_file, val_file)
-        self.batch_size, self.seed = batch_size, seed
-        self.train: ProblemFile | None = None
-        self.val: ProblemFile | None = None
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str = "fit") -> None:
         if self.train is None:
-            self.train, self.val = (ProblemFile(path, self.problem) for path in self.files)
-
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(self.train, self.batch_size, seed=self.seed, collate_fn=as_is, trainer=self.trainer)
-
-    def val_dataloader(self) -> DataLoader:
-        assert self.val is not None
-        everything = range(len(self.val))
-        batches = [
-            self.val.__getitems__(list(everything[i : i + self.batch_size])) for i in everything[:: self.batch_size]
-        ]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+            self.train, self.valid = (ProblemFile(path, self.problem) for path in self.files)
 
 
 def write_problems(path: str | Path, problem: Problem, batches: Iterable[tuple[torch.Tensor, Ints]]) -> int:

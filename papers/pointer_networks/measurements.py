@@ -10,44 +10,45 @@ import torch
 from common.errors import EncoreError
 from common.training.run import Run
 from papers.pointer_networks import solvers
-from papers.pointer_networks.claims import Recipe, hulls, numbered, outputs_of, tours, train
+from papers.pointer_networks.claims import Plan, hulls, numbered, outputs_of, tours, train
 from papers.pointer_networks.geometry import held_karp, tour_length, uniform_points
 from papers.pointer_networks.metrics import delaunay_scores
 from papers.pointer_networks.problems import held_out
 
-SMOKE = Recipe(hidden_dim=32, steps=20, test=20)
+SMOKE = Plan(hidden_dim=32, steps=20, test=20)
 
 
 def hull_5_50(run: Run) -> dict[str, float]:
     """Table 1, one Ptr-Net trained on 5 to 50 points: inside its range and up to ten times beyond."""
-    recipe = Recipe(hidden_dim=128, steps=2500, test=1000, lr=2e-2) if run.scale != "smoke" else SMOKE
-    model = train(run, recipe, "hull", (5, 50))
+    plan = Plan(hidden_dim=128, steps=2500, test=1000, lr=2e-2) if run.scale != "smoke" else SMOKE
+    model = train(run, plan, "hull", (5, 50))
     scores: dict[str, float] = {}
     for n in (5, 10, 50, 100, 200, 500):
-        scores |= numbered(hulls(run, model, n, recipe.test if n <= 50 else recipe.test // 5), n)
+        scores |= numbered(hulls(run, model, n, plan.test if n <= 50 else plan.test // 5), n)
     return scores
 
 
 def hull_lstm(run: Run) -> dict[str, float]:
     """Table 1, the plain LSTM at n = 5 and n = 10 (arms lstm_5 and lstm_10)."""
     n = int(run.arm.removeprefix("lstm_"))
-    recipe = Recipe(hidden_dim=128, steps=3000, test=2000) if run.scale != "smoke" else SMOKE
-    return hulls(run, train(run, recipe, "hull", (n, n), "lstm"), n, recipe.test)
+    plan = Plan(hidden_dim=128, steps=3000, test=2000) if run.scale != "smoke" else SMOKE
+    return hulls(run, train(run, plan, "hull", (n, n), "lstm"), n, plan.test)
 
 
 def triangulations(run: Run) -> dict[str, float]:
     """Sec. 4.3, Delaunay triangulation of n = 5 points."""
-    recipe = Recipe(hidden_dim=128, steps=3000, test=1000) if run.scale != "smoke" else SMOKE
-    model = train(run, recipe, "delaunay", (5, 5))
-    points, labels = held_out("delaunay", recipe.test, 5)
+    plan = Plan(hidden_dim=128, steps=3000, test=1000) if run.scale != "smoke" else SMOKE
+    model = train(run, plan, "delaunay", (5, 5))
+    points, labels = held_out("delaunay", plan.test, 5)
+    run.split("test:5", points)
     return delaunay_scores(labels, outputs_of(model, points, "delaunay"))
 
 
 def tours_5_10(run: Run) -> dict[str, float]:
     """Table 2, tours of 5 and 10 cities by a Ptr-Net trained on optimal tours of 5 to 10 (the paper: 5 to 20)."""
-    recipe = Recipe(hidden_dim=128, steps=4000, test=2000) if run.scale != "smoke" else SMOKE
-    model = train(run, recipe, "tsp", (5, 10))
-    return numbered(tours(run, model, 5, recipe.test), 5) | numbered(tours(run, model, 10, recipe.test), 10)
+    plan = Plan(hidden_dim=128, steps=4000, test=2000) if run.scale != "smoke" else SMOKE
+    model = train(run, plan, "tsp", (5, 10))
+    return numbered(tours(run, model, 5, plan.test), 5) | numbered(tours(run, model, 10, plan.test), 10)
 
 
 def solver_lengths(run: Run) -> dict[str, float]:

@@ -5,7 +5,7 @@ Positions are numbered as the paper draws them: 0 is the end marker `<=`, j = 1.
 sequence is C_1..C_m followed by 0.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from common.errors import EncoreError
 
 END = 0
+Architecture = Literal["pointer", "attention", "lstm"]
 
 
 class State(NamedTuple):
@@ -181,6 +182,19 @@ class LSTMAttention(Seq2Seq):
         return mask_padding(self.output(torch.stack(steps, dim=1)), memory.valid), State(h, c, context)
 
 
+def build(architecture: Architecture, hidden_dim: int, num_points: int | None = None) -> Seq2Seq:
+    """One of the three models; the baselines need num_points, the one size they are for."""
+    if architecture not in get_args(Architecture):
+        raise EncoreError(f"there is no architecture {architecture!r}, only {', '.join(get_args(Architecture))}")
+    if architecture == "pointer":
+        return PointerNetwork(hidden_dim)
+    if num_points is None:
+        raise EncoreError(
+            f"{architecture} has a fixed output dictionary: give num_points, the size of the sets it is trained on"
+        )
+    return LSTMAttention(hidden_dim, num_points) if architecture == "attention" else LSTMSeq2Seq(hidden_dim, num_points)
+
+
 def pointer_network_512() -> PointerNetwork:
     """Ptr-Net with the larger of the paper's two hidden sizes."""
     return PointerNetwork(512)
@@ -194,6 +208,11 @@ def pointer_network_256() -> PointerNetwork:
 def pointer_network_128() -> PointerNetwork:
     """Ptr-Net at the size of the cpu scale."""
     return PointerNetwork(128)
+
+
+def largest_initial_weight(hidden_dim: int = 64) -> float:
+    """Of an untrained Ptr-Net: the bound of its uniform distribution, but for the luck of some 10,000 draws."""
+    return max(parameter.abs().max().item() for parameter in PointerNetwork(hidden_dim).parameters())
 
 
 def parameters_without_markers(hidden_dim: int) -> int:

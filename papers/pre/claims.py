@@ -22,7 +22,7 @@ from papers.clip.data import SmallData
 from papers.clip.model import CLIP, TextTransformer, small_image_tower
 from papers.clip.zero_shot import zero_shot_classifier
 from papers.pre.model import PromptedCLIP
-from papers.pre.module import PromptTuning
+from papers.pre.module import PromptTuning, prompt_optim
 from papers.pre.prompts import harmonic_mean, prompt_tokens
 from papers.pre.tasks import EmojiTask, ShapesTask, SmallTask, pretrain, pretraining_data
 
@@ -93,7 +93,10 @@ def _base_to_new(run: Run, plan: Plan, data: SmallData, make_task: Callable[[int
         for kind, arguments in KINDS.items():
             L.seed_everything(seed, verbose=False)
             module = PromptTuning(
-                PromptedCLIP(clip, **arguments), words=task.words, lr=LEARNING_RATE, epochs=plan.epochs
+                PromptedCLIP(clip, **arguments),
+                optim=prompt_optim(LEARNING_RATE),
+                words=task.words,
+                epochs=plan.epochs,
             )
             steps = plan.epochs * len(task.train_dataloader())
             fit(module, task, run=run, name=f"{kind}-{draw}", max_steps=steps, limit_val_batches=0)

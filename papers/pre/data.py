@@ -13,19 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from common.errors import EncoreError
-from common.formats.images import load_image
+from common.formats.images import LabelledImages
 from common.formats.lines import text_lines
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
-from common.training.loaders import train_loader
-from papers.clip.data import MEAN, STD, image_transform
+from common.training.loaders import Loaders
+from papers.clip.images import MEAN, STD, image_transform
 
 
 @dataclass(frozen=True)
@@ -167,21 +166,34 @@ def train_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
     )
 
 
-class Images(Dataset):
+def labelled(items: Sequence[Item], transform: Callable[[Image.Image], Tensor]) -> LabelledImages:
     """{image, label} of items."""
-
-    def __init__(self, items: Sequence[Item], transform: Callable[[Image.Image], Tensor]) -> None:
-        self.items, self.transform = list(items), transform
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.items[index]
-        return {"image": self.transform(load_image(item.path)), "label": item.label}
+    return LabelledImages([item.path for item in items], [item.label for item in items], transform)
 
 
-class FewShotData(L.LightningDataModule):
+class BaseToNew(Loaders):
+    """Training images of Base classes; validation on test images of Base and of New classes, each among its own names.
+
+    A subclass fills in the attributes in setup. A data set smaller than a batch is one batch.
+    """
+
+    tokenizer: ClipTokenizer
+    hand_prompt: str
+    base_names: list[str]
+    new_names: list[str]
+    tests: dict[str, Any]  # "base" and "new": their test images
+
+    def train_dataloader(self) -> DataLoader:
+        self.batch_size = min(self.batch_size, len(self.train))
+        return super().train_dataloader()
+
+    def val_dataloader(self) -> list[DataLoader]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        parts = [self.tests[part] for part in ("base", "new")]
+        return [self.evaluation(Subset(images, range(rank, len(images), world))) for images in parts]
+
+
+class FewShotData(BaseToNew):
     """One of the eight data sets from its CoOp split: `shots` training images a Base class, all Base and New test
     images.
 
@@ -204,14 +216,12 @@ class FewShotData(L.LightningDataModule):
         num_workers: int = 8,
         seed: int = 1,
     ) -> None:
-        super().__init__()
-        self.root, self.dataset, self.shots, self.seed = Path(root), dataset, shots, seed
-        self.tokenizer: ClipTokenizer = clip_tokenizer(Path(tokenizer), context_length)
-        self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
-        self.num_workers = num_workers
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, eval_batch_size=eval_batch_size)
+        self.root, self.dataset, self.shots, self.image_size = Path(root), dataset, shots, image_size
+        self.tokenizer = clip_tokenizer(Path(tokenizer), context_length)
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "base"):
+        if self.train is not None:
             return
         splits = read_splits(self.root, self.dataset)
         rng = random.Random(self.seed)
@@ -220,22 +230,6 @@ class FewShotData(L.LightningDataModule):
         self.base_names = _class_names(self.base.train, self.dataset)
         self.new_names = _class_names(self.new.train, self.dataset)
         self.hand_prompt = LAYOUTS[self.dataset].hand_prompt
-
-    def train_dataloader(self) -> DataLoader:
-        images = Images(self.base.train, train_transform(self.image_size))
-        return train_loader(
-            images,
-            min(self.batch_size, len(images)),
-            seed=self.seed,
-            trainer=self.trainer,
-            num_workers=self.num_workers,
-        )
-
-    def val_dataloader(self) -> list[DataLoader]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        loaders = []
-        for part in (self.base, self.new):
-            images = Images(part.test, image_transform(self.image_size, train=False))
-            share = Subset(images, range(rank, len(images), world))
-            loaders.append(DataLoader(share, self.eval_batch_size, num_workers=self.num_workers))
-        return loaders
+        self.train = labelled(self.base.train, train_transform(self.image_size))
+        whole = image_transform(self.image_size, train=False)
+        self.tests = {"base": labelled(self.base.test, whole), "new": labelled(self.new.test, whole)}

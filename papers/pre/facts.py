@@ -2,8 +2,9 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
-from papers.pre.data import Item, Splits, base_and_new, few_shot
+from papers.pre.data import Item, Splits, base_and_new, few_shot, train_transform
 from papers.pre.model import PromptEncoder, Variant
 from papers.pre.module import rate
 from papers.pre.prompts import harmonic_mean
@@ -17,6 +18,24 @@ def encoder(variant: Variant, *, separate: bool = False) -> PromptEncoder:
 def encoder_multiply_adds(variant: Variant) -> int:
     """Of a prompt encoder on four tokens, once a step whatever the number of classes: every matrix once a token."""
     return 4 * sum(p.numel() for p in encoder(variant).parameters() if p.dim() == 2)
+
+
+def dropout() -> float:
+    """Between the layers of the two-layer BiLSTM."""
+    lstm: Any = encoder("lstm2").networks[0]
+    return lstm.lstm.dropout
+
+
+def bottleneck() -> int:
+    """Width inside the MLP."""
+    network: Any = encoder("mlp1").networks[0]
+    return network.mlp.fc1.out_features
+
+
+def crop_scale() -> tuple[float, float]:
+    """Least and largest share of the area that a training crop keeps."""
+    steps: Any = train_transform(224)
+    return tuple(steps.transforms[0].scale)
 
 
 def learning_rate(epoch: int) -> float:

@@ -89,8 +89,7 @@ def load_prompt(prompt: Prompt, path: str | Path) -> None:
 
     Raises EncoreError that says what differs, e.g. another variant or number of context tokens.
     """
-    with torch.serialization.safe_globals(READ_PAST):
-        state = read_checkpoint(path).get("state_dict", {})
+    state = read_checkpoint(path, READ_PAST).get("state_dict", {})
     own = {key.removeprefix(OWN): value for key, value in state.items() if key.startswith(OWN)}
     if not own and "ctx" not in state:
         raise EncoreError(f"{path}: has no state_dict with a ctx, so it is not a prompt learner's file")

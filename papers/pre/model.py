@@ -198,7 +198,7 @@ class PromptedCLIP(nn.Module):
 
 
 def pre_vit_b16(variant: Variant | None = "lstm1", *, residual: bool = True, separate: bool = False) -> PromptedCLIP:
-    """The paper's setting: ViT-B/16, four context tokens; 1,579,008 trainable parameters with one BiLSTM."""
+    """The paper's setting: ViT-B/16, four context tokens, one BiLSTM."""
     return PromptedCLIP(clips.clip_vit_b16(), variant=variant, residual=residual, separate=separate)
 
 

@@ -3,16 +3,14 @@
 import math
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from common.eval.zero_shot import classify
 from common.formats.tokenizers import ClipTokenizer
+from common.training.recipe import Optim, Recipe
 from papers.clip.interop import load_pretrained
 from papers.clip.zero_shot import zero_shot_classifier
 from papers.pre.interop import load_prompt
@@ -23,6 +21,11 @@ PARTS = ("base", "new")
 PREFIXES = ("", "zero_shot_")  # the learned prompt, the hand-written one
 
 
+def prompt_optim(lr: float) -> Optim:
+    """What prompts train with (Sec. 4.1): SGD with momentum, decay on everything; the schedule is PromptTuning's."""
+    return Optim(name="sgd", lr=lr, momentum=0.9, weight_decay=5e-4, decay_all=True)
+
+
 def rate(epoch: int, *, lr: float, warmup_lr: float, epochs: int) -> float:
     """Learning rate of a 0-based epoch: warmup_lr in the first, then a cosine that starts anew at lr.
 
@@ -31,35 +34,33 @@ def rate(epoch: int, *, lr: float, warmup_lr: float, epochs: int) -> float:
     return warmup_lr if epoch == 0 else lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
 
 
-class PromptTuning(L.LightningModule):
+class PromptTuning(Recipe):
     """Learns the prompt of a PromptedCLIP on Base classes; validates on Base and on New classes, each among its own.
 
     weights: published or own CLIP weights (a hub directory or a released file), for the frozen part. words: what the
     context starts from; None leaves it random. trained: a trained prompt in the released layout, to evaluate or to go
-    on from. epochs: length of the schedule. Class names, tokenizer and hand-written prompt come from the data module.
+    on from. epochs: length of the schedule, whose first epoch has the rate warmup_lr (see `rate`). Class names,
+    tokenizer and hand-written prompt come from the data module.
     """
 
     def __init__(
         self,
         model: PromptedCLIP,
         *,
+        optim: Optim,
         weights: str | None = None,
         words: str | None = "a photo of a",
         trained: str | None = None,
         epochs: int = 50,
-        lr: float = 0.002,
         warmup_lr: float = 1e-5,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
     ) -> None:
-        super().__init__()
+        super().__init__(optim)
         self.model = model
         if weights is not None:
             load_pretrained(model.clip, weights)
         self.words, self.trained = words, trained
         self.register_buffer("started", torch.tensor(False))  # a restored prompt must not go back to its first words
-        self.epochs, self.lr, self.warmup_lr = epochs, lr, warmup_lr
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.epochs, self.warmup_lr = epochs, warmup_lr
         self.metrics: Any = nn.ModuleDict({prefix + part: MeanMetric() for prefix in PREFIXES for part in PARTS})
 
     def setup(self, stage: str) -> None:
@@ -82,14 +83,16 @@ class PromptTuning(L.LightningModule):
         """Unit image features of a batch, (B, e): computed, or as the data module has kept them."""
         return batch["features"] if "features" in batch else self.model.encode_image(batch["image"])
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = self.model.classifier(self.get_buffer("base_tokens"))
         logits = self.model.clip.scale * self.features(batch) @ weights.T
-        loss = F.cross_entropy(logits, batch["label"])
         accuracy = 100 * (logits.argmax(dim=1) == batch["label"]).float().mean()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", accuracy)
-        return loss
+        return {"loss": F.cross_entropy(logits, batch["label"]), "accuracy": accuracy}
+
+    def factor(self, step: int) -> float:
+        # asked for step 0 before the loader, and with it the length of an epoch, is known
+        epoch = step // int(self.trainer.num_training_batches) if step else 0
+        return rate(epoch, lr=self.optim.lr, warmup_lr=self.warmup_lr, epochs=self.epochs) / self.optim.lr
 
     def on_validation_epoch_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -113,14 +116,3 @@ class PromptTuning(L.LightningModule):
             self.log_dict({f"val/{prefix}{name}": value for name, value in values.items()})
         for metric in self.metrics.values():
             metric.reset()
-
-    def configure_optimizers(self) -> Any:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = SGD(trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
-
-        def factor(step: int) -> float:
-            # asked for step 0 before the loader, and with it the length of an epoch, is known
-            epoch = step // int(self.trainer.num_training_batches) if step else 0
-            return rate(epoch, lr=self.lr, warmup_lr=self.warmup_lr, epochs=self.epochs) / self.lr
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

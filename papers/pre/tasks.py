@@ -10,23 +10,22 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from common import sources
 from common.formats.tables import decode_images, read_table
-from common.formats.tokenizers import ClipTokenizer
-from common.training.loaders import train_loader
 from common.training.run import Run, fit
 from common.worlds import shapes
 from papers.clip.data import EmojiData, ShapesData, SmallData, channels_first, normalise
 from papers.clip.model import CLIP, clip_small
 from papers.clip.module import CLIPModule, clip_optim, embed
+from papers.pre.data import BaseToNew
 
 Source = Literal["emoji", "shapes"]
 
@@ -136,24 +135,25 @@ class Labelled(Dataset):
         return batch | {"image": normalise(self.images[rows])}
 
 
-class SmallTask(L.LightningDataModule):
+class SmallTask(BaseToNew):
     """`shots` images of every Base class for training, test images of Base and of New classes.
 
     The seed draws which half of the classes is Base, and the shots; backbone_seed is that of the pre-training, whose
     tokenizer is used. Subclasses fill in the attributes in setup.
     """
 
-    tokenizer: ClipTokenizer
     words: str  # what a context starts from, four tokens
-    hand_prompt: str
-    base_names: list[str]
-    new_names: list[str]
     train: Labelled
     tests: dict[str, Labelled]
 
     def __init__(self, *, shots: int = 16, batch_size: int = 32, seed: int = 0, backbone_seed: int = 0) -> None:
-        super().__init__()
-        self.shots, self.batch_size, self.seed, self.backbone_seed = shots, batch_size, seed, backbone_seed
+        super().__init__(batch_size=batch_size, seed=seed, eval_batch_size=500)
+        self.shots, self.backbone_seed = shots, backbone_seed
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """`Labelled` has made it a batch already."""
+        return batch
 
     def divide(self, names: Sequence[str]) -> tuple[list[int], list[int]]:
         """Base and New classes, as sorted indices into names; also sets base_names and new_names."""
@@ -168,15 +168,6 @@ class SmallTask(L.LightningDataModule):
         with torch.no_grad():
             for part in (self.train, *self.tests.values()):
                 part.features = embed(lambda images: clip.encode_image(normalise(images)), part.images)
-
-    def train_dataloader(self) -> DataLoader:
-        batch_size = min(self.batch_size, len(self.train))
-        return train_loader(
-            self.train, batch_size, seed=self.seed, trainer=self.trainer, collate_fn=lambda batch: batch
-        )
-
-    def val_dataloader(self) -> list[DataLoader]:
-        return [DataLoader(self.tests[part], 500, collate_fn=lambda batch: batch) for part in ("base", "new")]
 
 
 VENDORS = ("blob", "emojitwo", "fxemoji")  # of the task; the others are for pre-training
@@ -221,7 +212,7 @@ class EmojiTask(SmallTask):
     test_each = 40
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train"):
+        if self.train is not None:
             return
         self.tokenizer = pretraining_data("emoji", self.backbone_seed).tokenizer
         images, labels, concepts = emoji_pool()
@@ -258,7 +249,7 @@ class ShapesTask(SmallTask):
         self.noise, self.test_each, self.pretraining_size = noise, test_each, pretraining_size
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train"):
+        if self.train is not None:
             return
         self.tokenizer = pretraining_data("shapes", self.backbone_seed, self.pretraining_size).tokenizer
         pairs = [(shape, colour) for shape in range(len(shapes.SHAPES)) for colour in range(len(shapes.COLOURS))]

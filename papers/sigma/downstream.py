@@ -1,7 +1,9 @@
 """What follows pre-training: fine-tuning and the frozen linear probe (the protocols of the paper's benchmark I)."""
 
+from pathlib import Path
 from typing import Any
 
+from common.interop.weights import State
 from common.training.recipe import Optim
 from papers.sigma.interop import video_weights
 from papers.videomae_v2 import module as videomae_v2
@@ -14,9 +16,10 @@ class FineTuning(videomae_v2.FineTuning):
     frozen: the linear probe, where only the pooling norm's gain and bias and the head are trained.
     """
 
-    read_weights = staticmethod(video_weights)
-
     def __init__(self, model: VideoClassifier, optim: Optim, *, frozen: bool = False, **options: Any) -> None:
         super().__init__(model, optim, **options)
         if frozen:
             model.encoder.requires_grad_(False)
+
+    def read_weights(self, path: Path) -> State:
+        return video_weights(path)

@@ -99,5 +99,5 @@ META = {
 
 def tiny() -> tuple[dict[str, Any], torch.Tensor]:
     """A module as a config describes it, and a batch for the encoder that is exported from it."""
-    arguments = {"model": model("projection_mlp", MLP), "optim": {"lr": 1e-3}}
-    return {"class_path": "papers.sigma.module.Pretraining", "init_args": arguments}, torch.randn(2, 3, 4, 32, 32)
+    arguments = {"model": {"class_path": f"{WHERE}.sigma_tiny_patch8_32", "init_args": {}}, "optim": {"lr": 1e-3}}
+    return {"class_path": "papers.sigma.module.Pretraining", "init_args": arguments}, torch.randn(2, 1, 8, 32, 32)

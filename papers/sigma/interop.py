@@ -9,9 +9,11 @@ from pathlib import Path
 from common.interop import check_and_load, read_checkpoint, vit
 from common.interop.layout import Drop, Layout
 from common.interop.weights import State
+from common.training.run import hand_over
 from common.training.trainer import atomic_save
 from papers.sigma.model import DINO, SIGMA
 from papers.videomae_v2 import interop as videomae_v2
+from papers.videomae_v2.model import VideoEncoder
 from papers.videomae_v2.stages import stage_weights
 
 RELEASED = Layout([("prototypes", "prototypes.weight"), ("head.*.", "phi.*.")])
@@ -41,6 +43,11 @@ def video_weights(path: Path) -> State:
     """
     state = {name.removeprefix("video."): value for name, value in stage_weights(path, VIDEO_ALONE).items()}
     return {name: value for name, value in state.items() if not name.startswith(("phi.", "prototypes."))}
+
+
+def load_encoder(encoder: VideoEncoder, path: str | Path) -> None:
+    """Give the pre-trained encoder in `path` (see video_weights), its last norm included, to `encoder`."""
+    hand_over(video_weights(Path(path)), encoder, rename={"encoder.": ""})
 
 
 def to_hub(model: SIGMA, directory: str | Path) -> None:

@@ -110,12 +110,10 @@ class SIGMA(nn.Module):
 
 
 def dino_vit_small_patch16() -> DINO:
-    """21,665,664 parameters."""
     return DINO(image_size=224, patch_size=16, dim=384, depth=12, num_heads=6)
 
 
 def dino_vit_base_patch16() -> DINO:
-    """85,798,656 parameters."""
     return DINO(image_size=224, patch_size=16, dim=768, depth=12, num_heads=12)
 
 
@@ -126,7 +124,6 @@ def _phi(target: Target) -> nn.Sequential | DINO:
 
 
 def sigma_vit_base_patch16_224(target: Target, num_prototypes: int = NUM_PROTOTYPES) -> SIGMA:
-    """97,765,760 parameters with the MLP; 96,219,264 trainable ones with DINO ViT-B."""
     return SIGMA(pretrain_videomae_base_patch16_224(), _phi(target), num_prototypes)
 
 

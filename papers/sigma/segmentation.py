@@ -1,6 +1,5 @@
 """Unsupervised video object segmentation (benchmark II): K-means on a clip's tube features against its object masks."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -11,8 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from common.training.run import hand_over
-from papers.sigma.interop import video_weights
+from papers.sigma.interop import load_encoder
 from papers.videomae_v2.model import Grid, VideoEncoder
 
 Matching = Literal["hungarian", "greedy"]
@@ -61,7 +59,7 @@ class Segmentation(L.LightningModule):
         super().__init__()
         self.encoder, self.overclusters = encoder, overclusters
         if weights is not None:
-            hand_over(video_weights(Path(weights)), encoder, rename={"encoder.": ""})
+            load_encoder(encoder, weights)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         for features, mask in zip(self.encoder(batch["video"]), batch["mask"]):

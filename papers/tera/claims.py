@@ -117,6 +117,7 @@ def pretrain(run: Run, plan: Plan, clips: list[Tensor], alteration: str) -> Enco
     """An encoder pre-trained on the clips under the policy of an ablation name."""
     module = PretrainModule(pretraining(plan.lr, plan.steps), encoder=encoder_sizes(run, plan))
     batches = Bucketed(clips, buckets([len(clip) for clip in clips], plan.batch_size))
+    run.split("train", clips)
     run.split("train:batches", batches)
     run.settings(alteration=alteration)
     collate = partial(altered_batch, policy=named_policy(alteration))
@@ -171,7 +172,7 @@ def surface_features(run: Run) -> dict[str, float]:
     represent = representation(run, plan, corpus, split.train)
     train, test = ([represent(corpus.features[i]) for i in part] for part in (split.train, split.strangers))
     train_labels, test_labels = ([corpus.phones[i] for i in part] for part in (split.train, split.strangers))
-    settings = {"steps": plan.probe_steps, "seed": run.seed}
+    settings: dict[str, Any] = {"steps": plan.probe_steps, "seed": run.seed}
     metrics = {}
     for name, view in (("phone_linear", lambda x: x), ("phone_concat", concatenated)):
         probe = softmax_probe(*labelled([view(x) for x in train], train_labels), len(PHONES), **settings)
@@ -187,7 +188,7 @@ def axes(run: Run) -> dict[str, float]:
     represent = representation(run, plan, corpus, split.train)
     train = [represent(corpus.features[i]) for i in split.train]
     speakers = corpus.frame_speakers()
-    settings = {"steps": plan.probe_steps, "seed": run.seed}
+    settings: dict[str, Any] = {"steps": plan.probe_steps, "seed": run.seed}
     metrics = {}
     for name, labels, part, num_classes in (
         ("phone", corpus.phones, split.strangers, len(PHONES)),

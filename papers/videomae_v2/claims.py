@@ -35,8 +35,7 @@ DECODER = {"encoder_only": "none", "dual": "running_cell", "dual_equal_cost": "r
 
 def adamw(steps: int, **options: Any) -> Optim:
     """The claims' optimizer: a rate of 2e-3 that warms up over a tenth of `steps` and falls to 0."""
-    warmup = int(0.1 * steps)
-    return Optim(**({"lr": 2e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup": warmup} | options))
+    return Optim(2e-3, weight_decay=0.05, schedule="cosine", warmup=int(0.1 * steps), **options)
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,11 @@ from common.worlds.moving_digits import DigitClips
 from papers.videomae_v2.masking import DualMasking
 
 
-class MaskCollate:
+def masked(items: list[Sample], masking: DualMasking) -> Sample:
     """Batch of clips (repeats flattened), each with its own pair of maps: adds hidden, decoded (B, N) bool."""
-
-    def __init__(self, masking: DualMasking) -> None:
-        self.masking = masking
-
-    def __call__(self, items: list[Sample]) -> Sample:
-        batch = flatten_repeats(items)
-        hidden, decoded = self.masking(len(batch["video"]))
-        return batch | {"hidden": hidden, "decoded": decoded}
+    batch = flatten_repeats(items)
+    hidden, decoded = masking(len(batch["video"]))
+    return batch | {"hidden": hidden, "decoded": decoded}
 
 
 def cropped(clip: Tensor, size: int) -> Tensor:
@@ -80,8 +75,10 @@ class UnlabelledVideos(Loaders):
         )
         side = image_size // patch_size
         grid = (num_frames // tubelet_size, side, side)
-        masking = DualMasking(grid, encoder_ratio=encoder_ratio, decoder=decoder, decoder_ratio=decoder_ratio)
-        self.collate = MaskCollate(masking)
+        self.masking = DualMasking(grid, encoder_ratio=encoder_ratio, decoder=decoder, decoder_ratio=decoder_ratio)
+
+    def collate(self, items: list[Sample]) -> Sample:
+        return masked(items, self.masking)
 
 
 class LabelledVideos(Loaders):
@@ -124,13 +121,15 @@ class LabelledVideos(Loaders):
         self.valid = Views(held_out, size=image_size, **sampling)
         self.test = Views(held_out, size=image_size, clips=clips, crops=crops, **sampling)
 
-    def evaluation(self, dataset: Any, batch_size: int | None = None) -> DataLoader:
+    def evaluation(self, dataset: Any, batch_size: int | None = None, collate: Any = None) -> DataLoader:
         """Every process takes its share of the videos; one a batch in `test`, where each has many views."""
-        trainer, each = self.trainer, 1 if dataset is self.test else batch_size or self.eval_batch_size
-        share = None
-        if trainer is not None and trainer.world_size > 1:  # it pads with videos met before, which count once
-            share = DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
-        return DataLoader(dataset, each, sampler=share, collate_fn=self.collate, num_workers=self.num_workers)
+        trainer, each = self.trainer, 1 if dataset is self.test else batch_size
+        whole = super().evaluation(dataset, each, collate)
+        if trainer is None or trainer.world_size == 1:
+            return whole
+        share: Any = DistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
+        kept = {name: getattr(whole, name) for name in ("batch_size", "collate_fn", "num_workers", "generator")}
+        return DataLoader(dataset, sampler=share, **kept)  # shares are filled up with videos that count once
 
 
 class DigitsPretraining(Loaders):
@@ -150,5 +149,7 @@ class DigitsPretraining(Loaders):
         super().__init__(batch_size=batch_size, seed=seed)
         self.train = DigitClips("train", train_clips)
         grid = (4, 32 // patch_size, 32 // patch_size)
-        masking = DualMasking(grid, encoder_ratio=encoder_ratio, decoder=decoder, decoder_ratio=decoder_ratio)
-        self.collate = MaskCollate(masking)
+        self.masking = DualMasking(grid, encoder_ratio=encoder_ratio, decoder=decoder, decoder_ratio=decoder_ratio)
+
+    def collate(self, items: list[Sample]) -> Sample:
+        return masked(items, self.masking)

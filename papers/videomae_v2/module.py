@@ -11,6 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 
 from common.eval.classification import Classification
 from common.formats.video_clips import IMAGENET_STD
+from common.interop.weights import State
 from common.layers import TransformerLayer, TubeletEmbed
 from common.layers.attention import take_tokens
 from common.training.optim import layer_id
@@ -88,7 +89,7 @@ class FineTuning(Classification):
     """
 
     key = "video"
-    read_weights = staticmethod(stage_weights)
+    model: VideoClassifier
 
     def __init__(
         self,
@@ -103,11 +104,16 @@ class FineTuning(Classification):
         activation_checkpointing: bool = False,
     ) -> None:
         if weights is not None:
-            start_from(model, self.read_weights(Path(weights)), weights, label_map=label_map and Path(label_map))
+            labels = None if label_map is None else Path(label_map)
+            start_from(model, self.read_weights(Path(weights)), weights, label_map=labels)
         mixing: Any = {"label_smoothing": label_smoothing, "mixup": mixup, "cutmix": cutmix}
         super().__init__(model, optim, num_classes=model.head.out_features, **mixing)
         if activation_checkpointing:
             checkpoint_blocks(model)
+
+    def read_weights(self, path: Path) -> State:
+        """State dict, in our names, of what the stage before left."""
+        return stage_weights(path)
 
     def layer_id(self, name: str) -> int:
         return layer_id(name, len(self.model.encoder.blocks), last=("fc_norm.", "head."))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from common.fast.pairs import Side, Size, Step, Subject, save_once
+from common.training.recipe import Optim
 from papers.videomae_v2.interop import from_hub
 from papers.videomae_v2.masking import DualMasking, tube_mask
 from papers.videomae_v2.model import VideoMAE, true_indices
@@ -25,7 +26,7 @@ def pair(side: Side, folder: Path, size: Size) -> Subject:
     batch, frames, side_length, grid = (2, 16, 224, (8, 14, 14)) if base else (16, 8, 32, (4, 4, 4))
     video, mask = torch.rand(batch, frames, 3, side_length, side_length), tube_mask(grid, 0.9 if base else 0.75, batch)
     if side == "ours":
-        module = Pretraining(from_hub(folder), lr=1e-5)
+        module = Pretraining(from_hub(folder), Optim(1e-5))
         clips = {"video": video.transpose(1, 2), "hidden": mask, "decoded": mask}
         visible, decoded = true_indices(~mask), true_indices(mask)
         model: Any = module.model
@@ -89,7 +90,7 @@ def _model(dim: int, depth: int) -> VideoMAE:
 
 def _step(dim: int, depth: int, decoder: str) -> Step:
     torch.manual_seed(0)
-    module = Pretraining(_model(dim, depth), lr=1e-5)
+    module = Pretraining(_model(dim, depth), Optim(1e-5))
     hidden, decoded = DualMasking((8, 14, 14), encoder_ratio=0.9, decoder=decoder, decoder_ratio=0.5)(1)
     batch = {"video": torch.rand(1, 3, 16, 224, 224), "hidden": hidden, "decoded": decoded}
 

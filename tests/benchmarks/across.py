@@ -13,6 +13,7 @@ every process draws the whole batch as one process would and keeps its rows, so 
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,11 @@ class Recorder(Callback):
         decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         self.decay = {name: decays[id(p)] for name, p in pl_module.named_parameters() if id(p) in decays}
 
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        last = Path(trainer.default_root_dir) / "last.ckpt"
+        if trainer.global_step == KEPT and trainer.is_global_zero and last.exists():
+            shutil.copy(last, last.with_name("kept.ckpt"))  # the one at the end takes its place
+
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         self.losses.append(float(loss.detach()))
 
@@ -129,7 +135,7 @@ def mask_every_clip_alike() -> None:
     """BEATs draws its masks inside the step, on each process for its own rows: here all rows have the same mask."""
     from papers.beats import module
 
-    def mask(batch: int, length: int, masked: int, device: torch.device) -> torch.Tensor:
+    def mask(batch: int, length: int, masked: int, device: torch.device, generator: Any = None) -> torch.Tensor:
         order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
         return (order < masked).expand(batch, -1).to(device)
 
@@ -152,7 +158,7 @@ def cut_texts_to_one_length() -> None:
 def train(paper: str, strategy: str, folder: Path) -> Recorder:
     """Train the paper's smoke config for STEPS steps, with a checkpoint after KEPT."""
     name, before, other = strategy.partition("from-")
-    start = ["--ckpt_path", str(folder / f"{paper}-{other}" / "last.ckpt")] if before else []
+    start = ["--ckpt_path", str(folder / f"{paper}-{other}" / "kept.ckpt")] if before else []
     recorder = Recorder()
     standard = cli.standard_callbacks
     cli.standard_callbacks = lambda *arguments: [*standard(*arguments), recorder]

@@ -237,7 +237,8 @@ def counting(root: Path) -> tuple[str, str]:
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text.replace("baseline: baseline", "baseline: 3"))
-    shutil.copy(paths.REPOSITORY / "common" / "errors.py", root / "common" / "errors.py")
+    for name in ("errors.py", "files.py", "plain_yaml.py"):
+        shutil.copy(paths.REPOSITORY / "common" / name, root / "common" / name)
     os.environ |= {"TOY_CALLS": str(root / "calls"), "TOY_SECONDS": "1"}
     return "toy", "better"
 

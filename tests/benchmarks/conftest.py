@@ -134,7 +134,8 @@ def plant(root: Path) -> None:
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    shutil.copy(paths.REPOSITORY / "common" / "errors.py", root / "common" / "errors.py")
+    for name in ("errors.py", "files.py", "plain_yaml.py"):
+        shutil.copy(paths.REPOSITORY / "common" / name, root / "common" / name)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def distance(ours, theirs):
 def checkpoint(runs, paper, strategy):
     from common.interop import read_checkpoint
 
-    return read_checkpoint(runs / f"{paper}-{strategy}" / "last.ckpt")
+    return read_checkpoint(runs / f"{paper}-{strategy}" / "kept.ckpt")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -126,11 +126,14 @@ def mean(ranks):
     return [sum(losses) / len(ranks) for losses in zip(*(each["losses"] for each in ranks))]
 
 
-def test_the_log_of_a_process_that_is_not_the_first_has_nothing_to_put_back(tmp_path, monkeypatch):
+def test_a_process_that_is_not_the_first_leaves_the_log_alone(tmp_path, monkeypatch):
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from common.training.cli import FirstProcessCSV
+    from common.training.log import MetricsCSV
 
-    log = FirstProcessCSV(tmp_path)
+    (tmp_path / "metrics.csv").write_text("loss,step\n1.0,0\n")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
+    log = MetricsCSV(tmp_path)
     log.keep_before(0)
+    log.log_metrics({"loss": 2.0}, 1)
+    assert (tmp_path / "metrics.csv").read_text() == "loss,step\n1.0,0\n"

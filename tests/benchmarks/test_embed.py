@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 import benchmarks.tools.embed as embedding
 from benchmarks.tools.embed import embed, errors_file
 from common.errors import EncoreError
-from tests import exported
+from tests import exported, tiny
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +238,22 @@ def test_what_is_there_stays_without_force(model, images, tmp_path):
     assert not (tmp_path / "new.parquet").exists()
 
 
+def test_other_files_of_the_same_stem_stay(model, images, tmp_path):
+    folder, names = images
+    for name in ("f.errors.jsonl", "f.csv"):
+        (tmp_path / name).write_text("mine")
+    assert run(model, folder, tmp_path / "f.parquet").rows == len(names)
+    assert [(tmp_path / name).read_text() for name in ("f.errors.jsonl", "f.csv")] == ["mine", "mine"]
+    for foreign in ("g.parquet.errors.jsonl", "g.parquet.parts/thesis.tex"):
+        path = tmp_path / foreign
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(EncoreError, match=f"{path.name}: is no"):
+            run(model, folder, tmp_path / "g.parquet", force=True)
+        assert path.read_text() == "mine"
+        path.unlink()
+
+
 def test_two_runs_on_one_output_do_not_mix(model, images, tmp_path):
     folder, _ = images
     out = tmp_path / "features.parquet"
@@ -266,22 +283,29 @@ def test_no_more_than_a_batch_of_decoded_images_is_alive(model, images, tmp_path
     assert sizes == [3, 4, 7, 8, 11]  # parts of 4, batches of 3: an image is decoded just before it is needed
 
 
-def test_sounds_of_several_lengths_are_embedded_as_if_alone(tmp_path):
+@pytest.mark.parametrize("paper", ["beats", "tera"])
+def test_sounds_are_embedded_as_if_alone_and_what_is_no_clip_is_listed(paper, tmp_path):
     import soundfile
 
-    exported.beats(tmp_path / "last.ckpt", patch_size=16)
-    rng = np.random.default_rng(0)
-    (tmp_path / "sounds").mkdir()
-    for name, samples in (("a.wav", 16000), ("b.flac", 9000), ("short.wav", 300)):
-        soundfile.write(tmp_path / "sounds" / name, rng.normal(0, 0.1, samples), 16000)
+    tiny.checkpoint(tmp_path / "last.ckpt", import_module(f"papers.{paper}.fixtures").tiny()[0])
+    sounds = tmp_path / "sounds"
+    for name, samples in (("a.wav", 16000), ("b.flac", 9000), ("short.wav", 150)):
+        tiny.wav(sounds / name, samples)
+    tiny.wav(sounds / "odd.wav", 44101, rate=44101)
+    tiny.wav(sounds / "one_hertz.wav", 5000, rate=1)
+    for name, samples, rate in (("silent.wav", 16000, 16000), ("hour.wav", 3600 * 1000, 1000)):
+        soundfile.write(sounds / name, np.zeros(samples, "int16"), rate)
     out = tmp_path / "features.parquet"
-    outcome = embed("beats", tmp_path / "last.ckpt", tmp_path / "sounds", "audio", out)
-    assert (outcome.rows, outcome.bad) == (2, 1)
-    assert "shorter than one frame" in errors_file(out).read_text()
-    encoder = embedding.load_encoder("beats", tmp_path / "last.ckpt", None, "audio")[0]
+    outcome = embed(paper, tmp_path / "last.ckpt", sounds, "audio", out)
+    assert (outcome.rows, outcome.bad) == (4, 3)
+    listed = errors_file(out).read_text()
+    for reason in ("lasts 3600 s, more than 600 s", "a sampling rate of 1 Hz", "150 samples at 16"):
+        assert reason in listed
+    assert rows(out)[1].abs().max() < 1e3  # silence too
+    encoder = embedding.load_encoder(paper, tmp_path / "last.ckpt", None, "audio")[0]
     with torch.no_grad():
-        alone = [encoder.encode(encoder.collate([encoder.read(tmp_path / "sounds" / name)])) for name in rows(out)[0]]
-    torch.testing.assert_close(rows(out)[1], torch.cat([each.pooled for each in alone]), atol=1e-5, rtol=0)
+        alone = [encoder.encode(encoder.collate([encoder.read(sounds / name)])) for name in rows(out)[0]]
+    torch.testing.assert_close(rows(out)[1], torch.cat([each.pooled for each in alone]), atol=1e-5, rtol=1e-4)
 
 
 def test_a_run_killed_while_it_writes_a_part_goes_on(model, images, tmp_path, monkeypatch):
@@ -327,7 +351,7 @@ def test_the_command_warns_of_some_bad_files_and_fails_when_all_are(model, image
     done = encore(images[0])
     assert done.exit_code == 0
     assert f"{tmp_path / 'f.parquet'}: 11 images" in done.output
-    assert f"warning: 1 images could not be read, see {tmp_path / 'f.errors.jsonl'}" in done.output
+    assert f"warning: 1 images could not be read, see {tmp_path / 'f.parquet.errors.jsonl'}" in done.output
     (tmp_path / "bad").mkdir()
     (images[0] / "bad.png").rename(tmp_path / "bad" / "bad.png")
     done = encore(tmp_path / "bad", "--force")

@@ -39,6 +39,7 @@ def test_the_directory_says_where_the_model_came_from(checkpoint, tmp_path):
         "module": "papers.pointer_networks.module.PointerNetworks",
         "steps": 3,
         "checkpoint_sha256": load_checkpoint(checkpoint).sha256,
+        "files": ["README.md", "config.json", "model.safetensors"],
     }
     card = (out / "README.md").read_text()
     for part in ("Pointer Networks", "1506.03134", "| steps | 3 |", "| seed | 11 |", block["checkpoint_sha256"]):
@@ -48,6 +49,16 @@ def test_the_directory_says_where_the_model_came_from(checkpoint, tmp_path):
     assert "/somewhere/of" not in card  # folders of the machine it was trained on
     assert "folder: mine" in card
     assert sorted(tmp_path.iterdir()) == [tmp_path / "out", tmp_path / "run"]
+
+
+def test_force_takes_away_nothing_that_the_export_did_not_write(checkpoint, tmp_path):
+    out = export("pointer_networks", checkpoint, tmp_path / "out")
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(EncoreError, match=r"notes\.md: is not of the export"):
+        export("pointer_networks", checkpoint, out, force=True)
+    assert (out / "notes.md").read_text() == "mine"
+    (out / "notes.md").unlink()
+    export("pointer_networks", checkpoint, out, force=True)
 
 
 def test_the_card_names_the_weights_a_model_started_from_and_the_class_that_opens_it(tmp_path):
@@ -127,8 +138,10 @@ def test_what_stands_in_the_way_is_kept(checkpoint, tmp_path):
     with pytest.raises(EncoreError):
         export("pointer_networks", tmp_path / "nothing.ckpt", out, force=True)
     assert (out / "README.md").read_text() == before
+    with pytest.raises(EncoreError, match=r"mine\.txt: is not of the export"):
+        export("pointer_networks", checkpoint, out, force=True)
+    (out / "mine.txt").unlink()
     export("pointer_networks", checkpoint, out, force=True)
-    assert not (out / "mine.txt").exists()
     other = tmp_path / "run"
     with pytest.raises(EncoreError, match="something else"):
         export("pointer_networks", checkpoint, other, force=True)

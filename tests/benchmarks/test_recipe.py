@@ -9,7 +9,7 @@ from benchmarks.paper.catalog import load_one
 from benchmarks.paper.schema import Constant, Paper
 from common.errors import EncoreError
 
-CLIP = "papers/clip/configs/paper_vit_b32.yaml"
+CLIP = paths.REPOSITORY / "papers" / "clip" / "configs" / "base.yaml"
 
 
 def row(**fields):
@@ -22,24 +22,24 @@ def checked(paper="clip", **fields):
 
 def test_values_come_from_the_file_from_defaults_and_from_products():
     config = "paper_vit_b32.yaml"
-    assert checked(config=config, key="model.init_args.betas.1", reported=0.98).verdict == "match"
-    assert checked(config=config, key="model.init_args.betas", reported=[0.9, 0.98]).verdict == "match"
+    assert checked(config=config, key="model.init_args.optim.betas.1", reported=0.98).verdict == "match"
+    assert checked(config=config, key="model.init_args.optim.betas", reported=[0.9, 0.98]).verdict == "match"
     assert checked(config=config, key="data.init_args.context_length", reported=77).verdict == "match"  # a default
     assert checked(config=config, key="trainer.gradient_clip_val", reported=None).verdict == "match"
     assert checked(config=config, key="model.init_args.gradient_checkpointing", reported=True).verdict == "match"
     assert checked(config=config, key="model.init_args.gradient_checkpointing", reported=1).verdict == "mismatch"
     batch = ["data.init_args.batch_size", "trainer.accumulate_grad_batches"]
-    assert checked(config=config, product=batch, reported=32768).verdict == "match"
-    assert checked(config=config, product=[*batch, "devices"], reported=32768 * 128).verdict == "match"
-    assert checked(config=config, key="model.init_args.lr", reported=5.1e-4).verdict == "mismatch"
-    assert checked(config=config, key="model.init_args.lr", reported=5.1e-4, rel_tol=0.03).verdict == "match"
+    assert checked(config=config, product=batch, reported=32768).verdict == "mismatch"
+    assert checked(config=config, product=[*batch, "devices"], reported=32768).verdict == "match"
+    assert checked(config=config, key="model.init_args.optim.lr", reported=5.1e-4).verdict == "mismatch"
+    assert checked(config=config, key="model.init_args.optim.lr", reported=5.1e-4, rel_tol=0.03).verdict == "match"
 
 
 def test_a_row_about_several_configs_names_the_one_that_differs():
-    found = checked(configs=["paper_vit_*.yaml"], key="model.init_args.lr", reported=5.0e-4)
+    found = checked(configs=["paper_vit_*.yaml"], key="model.init_args.optim.lr", reported=5.0e-4)
     assert (found.verdict, found.computed["paper_vit_l14.yaml"]) == ("mismatch", 4e-4)
     assert found.computed["paper_vit_b16.yaml"] == 5e-4
-    assert checked(configs=["paper_vit_*.yaml"], key="model.init_args.eps", reported=1e-6).computed == 1e-6
+    assert checked(configs=["paper_vit_*.yaml"], key="model.init_args.optim.eps", reported=1e-6).computed == 1e-6
 
 
 def test_a_constant_in_code_is_what_a_callable_returns():
@@ -50,7 +50,7 @@ def test_a_constant_in_code_is_what_a_callable_returns():
 def test_what_cannot_be_read_is_an_error_that_says_why():
     found = checked(config="paper_vit_b32.yaml", key="model.init_args.warmup", reported=1)
     assert found.verdict == "error"
-    assert "there is no 'warmup'; choose from model, weights" in found.error
+    assert "there is no 'warmup'; choose from model, optim" in found.error
 
 
 @pytest.fixture
@@ -59,19 +59,18 @@ def room(tmp_path, monkeypatch):
     folder = tmp_path / "papers" / "clip" / "configs"
     folder.mkdir(parents=True)
     monkeypatch.setenv("ENCORE_ROOT", str(tmp_path))
-    text = (paths.REPOSITORY / CLIP).read_text()
-    _, _, body = text.partition("\nseed_everything")
-    (folder / "base.yaml").write_text(f"# Shared\nseed_everything{body}")
+    (folder / "base.yaml").write_text(CLIP.read_text())
     options = "--config papers/clip/configs/base.yaml --config papers/clip/configs/paper_x.yaml"
     command = f"# python -m papers.clip.train fit {options} --data.init_args.shards 'a/{{0..9}}.tar'; then rest\n"
-    (folder / "paper_x.yaml").write_text(f"# X\n{command}model: {{init_args: {{lr: 1.0e-3}}}}\n")
+    model = "model: {init_args: {model: {class_path: papers.clip.model.clip_vit_b32}, optim: {lr: 1.0e-3}}}\n"
+    (folder / "paper_x.yaml").write_text(f"# X\n{command}{model}")
     return folder
 
 
 def test_a_config_is_merged_with_the_base_its_command_names(room):
     found = recipe.merged(room / "paper_x.yaml")
-    assert found["model"]["init_args"]["lr"] == 1e-3
-    assert found["model"]["init_args"]["eps"] == 1e-6
+    assert found["model"]["init_args"]["optim"]["lr"] == 1e-3
+    assert found["model"]["init_args"]["optim"]["eps"] == 1e-6
     assert found["data"]["init_args"]["shards"] == "a/{0..9}.tar"
     expected = ["fit", "--config", str(room / "base.yaml"), "--config", str(room / "paper_x.yaml")]
     assert recipe.started(room / "paper_x.yaml") == expected
@@ -134,7 +133,7 @@ def test_rows_are_counted_beside_facts_and_kept_until_code_or_config_changes(tre
 
 
 def test_a_kept_value_counts_only_for_the_config_it_was_read_from(room, tmp_path):
-    kept = row(config="paper_x.yaml", key="model.init_args.eps", reported=1e-6)
+    kept = row(config="paper_x.yaml", key="model.init_args.optim.eps", reported=1e-6)
     paper = Paper.model_construct(slug="clip", recipe=[kept], facts=[])
     assert [found.verdict for found in recipe.compute(paper)] == ["match"]
     assert recipe.recorded(paper)[0].verdict == "match"

@@ -329,3 +329,16 @@ def test_readme_blocks_are_filled_and_checked(tree):
 
 def test_the_blocks_of_this_repository_are_up_to_date():
     assert update(check=True) == [], "run `encore readme`"
+
+
+@pytest.mark.parametrize("name", ["index.html", "papers/toy.html", "assets/style.css"])
+def test_a_page_of_somebody_else_is_not_written_over(tree, tmp_path, name):
+    other = tmp_path / "site" / name
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    with pytest.raises(EncoreError, match=f"{other.name}: was not written by a report"):
+        write_report(tmp_path / "site")
+    assert [path for path in (tmp_path / "site").rglob("*") if path.is_file()] == [other]
+    other.unlink()
+    write_report(tmp_path / "site")
+    write_report(tmp_path / "site")

@@ -28,7 +28,8 @@ def test_a_bartscore_scorer_is_a_bart(tmp_path):
     from papers.bartscore.model import bartscore_tiny
 
     model = randomised(bartscore_tiny(vocab_size=60, max_positions=8))
-    arguments = {"size": "tiny", "vocab_size": 60, "max_positions": 8}
+    sizes = {"vocab_size": 60, "max_positions": 8}
+    arguments = {"model": {"class_path": "papers.bart.model.bart_tiny", "init_args": sizes}}
     encoder = exported_encoder("bartscore", "Tuning", arguments, model, "scorer.", tmp_path)
     ids = torch.tensor([[0, 5, 2, 1]])
     close(encoder.encode(ids).pooled, model.bart.encode(ids[:, :3]).mean(1))

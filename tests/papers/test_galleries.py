@@ -84,25 +84,25 @@ def test_zero_shot_pictures_are_marked_right_when_the_first_prediction_is(tmp_pa
 
 
 def test_perfect_predictions_reconstruct_the_clip_and_only_hidden_cubes_are_grey():
-    from papers.videomae_v2.data import DIGITS_MEAN, DIGITS_STD, Digits
+    from common.worlds.moving_digits import MEAN, STD, DigitClips
     from papers.videomae_v2.gallery import _item
     from papers.videomae_v2.model import pretrain_videomae_tiny_patch8_32, true_indices
     from papers.videomae_v2.module import cube_targets
 
     encoder = pretrain_videomae_tiny_patch8_32().encoder
-    video = Digits("test", 1)[0]["video"]
+    video = DigitClips("test", 1)[0]["video"]
     maps = []
 
     class Oracle(SimpleNamespace):
         def __call__(self, video, hidden):
             maps.append(hidden)
-            return cube_targets(video, true_indices(hidden), encoder.embed, DIGITS_STD)
+            return cube_targets(video, true_indices(hidden), encoder.embed, STD)
 
     torch.manual_seed(0)
     item = _item(Oracle(encoder=encoder), video, 0)
     shown = [pixels(picture.png).astype(int) for picture in item.pictures]
     assert [picture.label for picture in item.pictures][3:5] == ["original, frame 7", "what the encoder sees, frame 1"]
-    frames = torch.round(255 * (video * DIGITS_STD[0] + DIGITS_MEAN[0]).clamp(0, 1))[0, 0, ::2].numpy()
+    frames = torch.round(255 * (video * STD[0] + MEAN[0]).clamp(0, 1))[0, 0, ::2].numpy()
     grey = maps[0].view(encoder.grid)[0].repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
     for index, frame in enumerate(frames):
         assert np.abs(shown[index] - frame).max() <= 1
@@ -131,12 +131,13 @@ def test_tokens_stand_under_their_patches():
 def test_restored_text_is_shown_with_its_masks(tmp_path, monkeypatch):
     import dataclasses
 
+    from common.formats.corpora import paragraphs
     from common.formats.tokenizers import train_byte_bpe
     from papers.bart import gallery
     from papers.bart.claims import RECIPES, Text
-    from papers.bart.data import Blocks, bundled_documents, noise_vocabulary
+    from papers.bart.data import Blocks, noise_vocabulary
 
-    documents = bundled_documents()[:40]
+    documents = paragraphs()[:40]
     tokenizer = train_byte_bpe([" ".join(document) for document in documents], 600)
     blocks = Blocks.of(documents, tokenizer, 24)
     text = Text(blocks, blocks, tokenizer, noise_vocabulary(tokenizer))
@@ -179,6 +180,7 @@ def test_hidden_tubes_alone_wear_the_colour_of_their_prototype():
 
 
 def test_codes_are_what_the_loss_compares():
+    from common.training.recipe import Optim
     from papers.sigma import gallery
     from papers.sigma.assignment import assign
     from papers.sigma.model import sigma_tiny_patch8_32
@@ -186,7 +188,7 @@ def test_codes_are_what_the_loss_compares():
     from papers.videomae_v2.masking import DualMasking
 
     torch.manual_seed(0)
-    module = Pretraining(sigma_tiny_patch8_32(num_prototypes=8), lr=1e-3, std=(0.2,))
+    module = Pretraining(sigma_tiny_patch8_32(num_prototypes=8), Optim(1e-3), std=(0.2,))
     video = torch.rand(4, 1, 8, 32, 32)
     hidden, _ = DualMasking((4, 4, 4), encoder_ratio=0.75, decoder="none")(4)
     targets, predicted = gallery.codes(module, video, hidden)

@@ -133,6 +133,18 @@ def test_inserted_masks_never_come_before_the_first_or_after_the_last_token():
     assert places == {1, 2, 3}
 
 
+@pytest.mark.parametrize(("count", "random"), [(1, 1), (10, 1), (11, 2), (20, 2)])
+def test_of_inserted_masks_the_rounded_up_share_is_random_as_released(count, random):
+    tokens, replaced = np.array([0, 20, 2]), []
+    for seed in range(10):
+        noised = insert_masks(tokens, count, VOCABULARY, np.random.default_rng(seed), random_ratio=0.1)
+        assert len(noised) == count + 3
+        assert noised[1:-1].min() >= 4
+        replaced.append(int((noised[1:-1] != MASK).sum()) - 1)  # the word that was there
+    assert max(replaced) == random  # a drawn token may be <mask> now and then
+    assert min(replaced) >= random - 1
+
+
 def test_masking_keeps_length_and_hides_exactly_the_rounded_up_share():
     tokens = block(np.random.default_rng(0))
     inside = len(tokens) - 2

@@ -1,47 +1,42 @@
 """Tuning a scorer and judging with it: modules, data in its real form, recipes, and the claims at smoke scale."""
 
-import importlib
-import inspect
+import csv
 import json
-import pickle
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 
+from benchmarks.paper import recipe
 from common.errors import EncoreError
-from common.formats.tokenizers import train_byte_bpe
+from common.formats.tokenizers import load_byte_bpe
 from common.training.optim import factor
+from common.training.recipe import Optim
 from common.training.run import Run
 from papers.bart.data import pad, wrap
-from papers.bartscore import claims, facts, generated, interop
+from papers.bart.model import bart_tiny
+from papers.bartscore import claims, facts, fixtures, generated, interop
 from papers.bartscore.data import ScorerData, read_pairs
-from papers.bartscore.judged import README, Judged, read
-from papers.bartscore.model import bartscore_tiny
+from papers.bartscore.judged import Judged, read
 from papers.bartscore.module import Tuning
 from papers.bartscore.references import Meaning, delexicalised, folds_of, group, meaning_of, one_fact_apart, rewritings
 from papers.bartscore.scorer import TextScorer, multi_reference
 from papers.bartscore.train import main
-from tests.helpers import assert_resumes_exactly, requires_mirror
+from tests import tiny
+from tests.helpers import requires_mirror
 
 CONFIGS = Path(__file__).parents[3] / "papers" / "bartscore" / "configs"
-TINY = {"size": "tiny", "vocab_size": 300, "max_positions": 64, "total_steps": 6, "lr": 1e-3}
 DATA = {"vocab_size": 300, "max_length": 64, "batch_size": 4}
 
 
 # ------------------------------------------------------------------------------------------------------------- tuning
 
 
-def test_tuning_resumes_bit_for_bit(tmp_path):
-    assert_resumes_exactly(lambda: Tuning(**TINY), lambda: ScorerData(**DATA), tmp_path)
-
-
 def test_the_loss_is_minus_the_mean_score_so_that_long_pairs_weigh_no_more_than_short_ones():
     data = ScorerData(**DATA)
     data.setup()
-    module = Tuning(**TINY).eval()
+    module = Tuning(bart_tiny(300), Optim(1e-3)).eval()
     texts = ["Alba is cheap.", "Fino serves thai food and is near the park and has moderate prices."]
     batch = tuple(pad(wrap(data.tokenizer, some, 64)) for some in (texts, texts[::-1]))
     scores = TextScorer(module.scorer, data.tokenizer, 64)(texts, texts[::-1])
@@ -51,7 +46,8 @@ def test_the_loss_is_minus_the_mean_score_so_that_long_pairs_weigh_no_more_than_
 
 
 def test_learning_rate_starts_at_its_peak_and_falls_in_a_line_without_weight_decay():
-    optimizers = Tuning(**(TINY | {"lr": 5e-5, "total_steps": 4503})).configure_optimizers()
+    optim = Optim(**recipe.merged(CONFIGS / "paper_para.yaml")["model"]["init_args"]["optim"])
+    optimizers = Tuning(bart_tiny(300), optim).configure_optimizers()
     optimizer, scheduler = optimizers["optimizer"], optimizers["lr_scheduler"]["scheduler"]
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0}
     assert optimizer.defaults["eps"] == 1e-8
@@ -80,7 +76,7 @@ def test_pairs_are_read_stripped_and_bad_lines_are_named(tmp_path):
     file.write_text("\n")
     with pytest.raises(EncoreError, match="holds no pairs"):
         read_pairs(file)
-    with pytest.raises(EncoreError, match="not a readable UTF-8 text"):
+    with pytest.raises(EncoreError, match=r"absent\.json: cannot be read"):
         read_pairs(tmp_path / "absent.json")
 
 
@@ -135,122 +131,43 @@ def test_names_give_way_to_their_slots_in_every_text_and_other_values_stay():
 # ------------------------------------------------------------------------------------------------------------ recipes
 
 
-@pytest.fixture(scope="module")
-def fixtures(tmp_path_factory):
-    """A tiny hub checkpoint with its tokenizer, ParaBank2 pairs, and the released layout of the judged sets."""
-    root = tmp_path_factory.mktemp("bartscore")
-    pairs = generated.pairs(12)
-    for name in ("parabank2.json", "eval.json"):
-        rows = (json.dumps({"text": text, "summary": summary}) for text, summary in pairs)
-        (root / name).write_text("\n".join(rows))
-    readme = [text for row in README for text in (row.hypothesis, *row.references)]
-    train_byte_bpe([text for pair in pairs for text in pair] + readme, 300).save(root / "hub")
-    torch.manual_seed(0)
-    interop.save(bartscore_tiny(300), root / "hub")
-    some = generated.judged(4)
-    for name in ("BAGEL", "SFHOT", "SFRES"):
-        content = {
-            row.document: {"src": row.source, "sys_summ": row.hypothesis, "ref_summs": list(row.references),
-                           "scores": row.scores} for row in some
-        }  # fmt: skip
-        put(root, name, content)
-    human = dict.fromkeys(("litepyramid_recall", "coherence", "consistency", "fluency", "relevance"), 3.0)
-    for name in ("REALSumm", "SummEval", "Newsroom"):
-        made = {
-            f"s{i}": {
-                "sys_summ": row.hypothesis,
-                "scores": {k: v + i for k, v in human.items()} | {"informativeness": i},
-            }
-            for i, row in enumerate(some)
-        }
-        key = "ref_summs" if name == "SummEval" else "ref_summ"
-        references = list(some[0].references) if name == "SummEval" else some[0].references[0]
-        put(root, name, {d: {"src": some[1].hypothesis, key: references, "sys_summs": made} for d in "ab"})
-    for name in ("QAGS_CNN", "QAGS_XSUM"):
-        made = {row.document: {"src": row.references[0], "ref_summ": row.references[0], "sys_summs": {
-            0: {"sys_summ": row.hypothesis, "scores": {"fact": i / 3}}}} for i, row in enumerate(some)}  # fmt: skip
-        put(root, name, made)
-    sides = ("correct", "incorrect")
-    put(root, "Rank19", {row.document: {"src": row.references[0], "ref_summ": row.references[0], "sys_summs": {
-        side: {"sys_summ": row.references[i + 1], "scores": {"fact": 1 - i}} for i, side in enumerate(sides)}}
-        for row in some})  # fmt: skip
-    for name in ("kk-en", "gu-en", "lt-en"):
-        made = {i: {"src": "x", "ref": row.references[0], "better": {"sys": row.references[1], "scores": {}},
-                    "worse": {"sys": row.hypothesis, "scores": {}}} for i, row in enumerate(some)}  # fmt: skip
-        put(root, name, made)
-    return root
-
-
-def put(root, name, content):
-    (root / "released" / name).mkdir(parents=True)
-    (root / "released" / name / "data.pkl").write_bytes(pickle.dumps(content))
-
-
-def run_config(name, overrides, folder):
-    arguments = ["fit", "--config", str(CONFIGS / name), "--trainer.default_root_dir", str(folder)]
-    main([*arguments, *(f"--{key}={value}" for key, value in overrides.items())])
-    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
-    return {name: [float(row[i]) for row in rows[1:] if row[i]] for i, name in enumerate(rows[0])}
-
-
-def test_smoke_config_lowers_the_loss_and_then_judges(tmp_path):
-    logged = run_config("smoke.yaml", {}, tmp_path)
-    losses = logged["train/loss"]
-    assert len(losses) == 25
-    assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 1.0
-    assert -1 <= logged["test/generated/informativeness/spearman/f"][0] <= 1
+def test_the_smoke_run_judges_after_it_tuned(tmp_path):
+    main(["fit", "--config", str(CONFIGS / "smoke.yaml"), "--trainer.default_root_dir", str(tmp_path)])
+    assert -1 <= tiny.logged(tmp_path, "test/generated/informativeness/spearman/f")[0] <= 1
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert len(scores) == 120
     for row in scores:  # the best f over references cannot be better than the best P and the best R together
         assert row["f"] <= (row["precision"] + row["recall"]) / 2 + 1e-9
 
 
+def run_config(name, folder, **changes):
+    """A published config on its fixtures, as its command runs it; {metric: values}."""
+    write = next(make for pattern, make in fixtures.FIXTURES.items() if fnmatch(name, pattern))
+    overrides = {"trainer.accelerator": "cpu", "data.init_args.num_workers": 0, **write(folder), **changes}
+    options = [f"--{key}={v if isinstance(v, str | Path) else json.dumps(v)}" for key, v in overrides.items()]
+    main([*recipe.started(CONFIGS / name), "--trainer.default_root_dir", str(folder / "run"), *options])
+    rows = list(csv.DictReader((folder / "run" / "metrics.csv").open()))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
 @pytest.mark.parametrize("name", sorted(file.name for file in CONFIGS.glob("paper*.yaml")))
-def test_every_recipe_tunes_where_it_should_and_judges_all_its_sets(name, fixtures, tmp_path):
+def test_every_recipe_tunes_where_it_should_and_judges_all_its_sets(name, tmp_path):
     """On a tiny checkpoint in the hub's format, ParaBank2's file format and the released layout of the sets."""
-    config = yaml.safe_load((CONFIGS / name).read_text())
-    hub = fixtures / "hub"
-    overrides = {
-        "model.init_args.size": "tiny", "model.init_args.vocab_size": 300, "model.init_args.max_positions": 64,
-        "model.init_args.checkpoint": hub, "data.init_args.tokenizer": hub, "data.init_args.max_length": 64,
-        "data.init_args.released": fixtures / "released", "trainer.accelerator": "cpu",
-    }  # fmt: skip
-    if config["trainer"]["max_steps"]:
-        files = {
-            f"data.init_args.{key}": fixtures / file
-            for key, file in (("train", "parabank2.json"), ("valid", "eval.json"))
-        }
-        overrides |= files | {
-            "trainer.max_steps": 1,
-            "trainer.log_every_n_steps": 1,
-            "data.init_args.num_workers": 0,
-            "data.init_args.batch_size": 4,
-        }
-    if "weights" in config["model"]["init_args"]:
-        state = {f"scorer.{k}": v for k, v in interop.load(hub).state_dict().items()}
-        torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-        overrides["model.init_args.weights"] = tmp_path / "last.ckpt"
-    if "prompts" in config["model"]["init_args"]:
-        overrides["data.init_args.sets"] = "[bagel,kk_en]" if "para" in name else "[rank19]"
-    logged = run_config(name, overrides, tmp_path)
+    config = recipe.merged(CONFIGS / name)
+    tunes = config["trainer"]["max_steps"] > 0
+    sets = ["bagel", "kk_en"] if "para_prompt" in name else ["rank19"] if "prompt" in name else None
+    some = {"data.init_args.sets": sets} if sets else {}  # prompted sets take long
+    few = {"trainer.max_steps": 1, "trainer.log_every_n_steps": 1} if tunes else {}
+    logged = run_config(name, tmp_path, **some, **few)
     judged = {key.split("/")[1] for key in logged if key.startswith("test/")}
-    assert judged == set(
-        overrides.get("data.init_args.sets", ",".join(config["data"]["init_args"]["sets"])).strip("[]").split(",")
-    )
-    assert ("train/loss" in logged) == bool(config["trainer"]["max_steps"])
+    assert judged == set(sets or config["data"]["init_args"]["sets"])
+    assert ("train/loss" in logged) == tunes
 
 
-def test_the_readme_examples_are_scored_from_the_first_text_to_the_best_of_the_others(fixtures, tmp_path):
+def test_the_readme_examples_are_scored_from_the_first_text_to_the_best_of_the_others(tmp_path):
     """With bart-large-cnn in place of the tiny checkpoint this prints -2.5106, -2.5008 and -1.6262."""
-    hub = fixtures / "hub"
-    overrides = {
-        "model.init_args.size": "tiny", "model.init_args.vocab_size": 300, "model.init_args.max_positions": 64,
-        "model.init_args.checkpoint": hub, "data.init_args.tokenizer": hub, "data.init_args.sets": "[readme]",
-        "data.init_args.max_length": 64, "trainer.accelerator": "cpu",
-    }  # fmt: skip
-    logged = run_config("paper_cnn.yaml", overrides, tmp_path)
-    from common.formats.tokenizers import load_byte_bpe
-
+    logged = run_config("paper_cnn.yaml", tmp_path, **{"data.init_args.sets": ["readme"]})
+    hub = tmp_path / "hub"
     score = TextScorer(interop.load(hub), load_byte_bpe(hub), 64)
     sources = ["This is interesting.", "I'm super happy today.", "This is a good idea."]
     targets = [["This is fun."], ["I feel good today.", "I feel sad today."], ["Not bad.", "Sounds like a good idea."]]
@@ -261,26 +178,12 @@ def test_the_readme_examples_are_scored_from_the_first_text_to_the_best_of_the_o
 
 
 def test_a_missing_set_or_checkpoint_ends_the_command_with_one_line(tmp_path, capsys):
-    overrides = {"data.init_args.sets": "[bagel]", "data.init_args.released": tmp_path, "trainer.max_steps": 1}
     with pytest.raises(SystemExit):
-        run_config("smoke.yaml", overrides, tmp_path)
+        run_config("paper_cnn.yaml", tmp_path, **{"data.init_args.released": tmp_path / "nowhere"})
     assert "error: " in capsys.readouterr().err
-    size = {"model.init_args.size": "tiny", "model.init_args.vocab_size": 300, "trainer.accelerator": "cpu"}
     with pytest.raises(SystemExit):
-        run_config("paper_cnn.yaml", size | {"model.init_args.checkpoint": tmp_path}, tmp_path)
+        run_config("paper_cnn.yaml", tmp_path / "again", **{"model.init_args.checkpoint": tmp_path})
     assert "no model.safetensors" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_config_opens_with_what_it_is_and_the_command_and_names_real_arguments(file):
-    lines = file.read_text().splitlines()
-    assert lines[0].startswith("# ")
-    assert f"configs/{file.name}" in lines[1]
-    config = yaml.safe_load(file.read_text())
-    for part in ("model", "data"):
-        module, _, name = config[part]["class_path"].rpartition(".")
-        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-        assert set(config[part].get("init_args", {})) <= set(known)
 
 
 # ------------------------------------------------------------------------------------------------------------- claims

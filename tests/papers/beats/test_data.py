@@ -1,23 +1,23 @@
-"""BEATs' front end, data modules in their on-disk formats, released weight files, and a step of every paper config."""
+"""BEATs' front end and data modules in their on-disk formats."""
 
-import warnings
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 
 from common.errors import EncoreError
-from common.training import cli
-from papers.beats import interop
+from common.formats.speech import COMMANDS, Clips
+from papers.beats import fixtures
 from papers.beats.data import (
     AudioSetData,
     Crops,
     ESC10Data,
     ESC50Data,
-    SpeechCommandsData,
+    IEMOCAPData,
+    SpeechCommandsV1,
+    SpeechCommandsV2,
     WaveClips,
     num_frames,
     pad_batch,
@@ -25,13 +25,8 @@ from papers.beats.data import (
     read_segments,
     spectrogram,
 )
-from papers.beats.model import FBANK_MEAN, FBANK_STD, AudioClassifier, Encoder
-from papers.beats.tokenizers import DistilledTokenizer
+from papers.beats.model import FBANK_MEAN, FBANK_STD
 from tests.helpers import requires_mirror
-
-STACK = {"num_heads": 2, "mlp_dim": 24, "conv_kernel": 4, "conv_groups": 2}
-ENCODER = {"patch_size": 16, "patch_dim": 8, "dim": 16, "depth": 2, **STACK}
-CONFIGS = Path(__file__).parents[3] / "papers/beats/configs"
 
 
 def kaldi_by_hand(waveform, mels):
@@ -83,29 +78,8 @@ def test_a_batch_is_padded_with_zeros_and_says_how_long_each_clip_is():
 
 @pytest.fixture(scope="module")
 def audioset(tmp_path_factory):
-    """Six half-second clips, three classes, in AudioSet's format; one listed clip has no file."""
     root = tmp_path_factory.mktemp("audioset")
-    (root / "class_labels_indices.csv").write_text(
-        'index,mid,display_name\n0,/m/0a,"Bark, dog"\n1,/m/0b,Rain\n2,/t/0c,Clock\n'
-    )
-    lines = [
-        "# Segments csv created for a test",
-        "# num_ytids=5",
-        "# YTID, start_seconds, end_seconds, positive_labels",
-    ]
-    labels = ["/m/0a", "/m/0a,/m/0b", "/m/0a", "/t/0c", "/m/0a"]
-    rng = np.random.default_rng(0)
-    for folder in ("audio", "eval"):
-        (root / folder).mkdir()
-        for i, label in enumerate(labels):
-            prefix = "Y" if i == 1 else ""
-            if i < 4:
-                soundfile.write(
-                    root / folder / f"{prefix}clip-{i}.wav", 0.1 * rng.standard_normal(8000 - 1600 * i), 16000
-                )
-            if folder == "audio":
-                lines.append(f'clip-{i}, 30.000, 40.000, "{label}"')
-    (root / "segments.csv").write_text("\n".join(lines) + "\n")
+    fixtures.audioset(root)
     return root
 
 
@@ -138,7 +112,8 @@ def test_broken_lists_name_file_and_line(audioset, tmp_path):
 def test_training_cuts_are_random_and_evaluation_takes_the_start(audioset):
     path = audioset / "audio" / "clip-0.wav"
     clips = {
-        train: WaveClips([path], torch.eye(1), seconds=0.2, num_mel_bins=16, train=train) for train in (True, False)
+        train: WaveClips(Clips([path], torch.eye(1)), seconds=0.2, num_mel_bins=16, train=train)
+        for train in (True, False)
     }
     start = torch.from_numpy(soundfile.read(path, dtype="float32")[0][:3200])
     assert torch.equal(clips[False][0][0], spectrogram(start, 16))
@@ -148,191 +123,77 @@ def test_training_cuts_are_random_and_evaluation_takes_the_start(audioset):
     assert not torch.equal(a, b)
 
 
-def test_balanced_sampling_draws_rare_classes_as_often_as_common_ones(monkeypatch):
-    labels = torch.tensor([[1.0, 0.0]] * 9 + [[0.0, 1.0]])
-    clips = WaveClips([Path(str(i)) for i in range(10)], labels, seconds=1, num_mel_bins=8, train=True, balance=True)
+def test_esc50_holds_one_fold_out(tmp_path):
+    fixtures.esc50(tmp_path)
+    data = ESC50Data(str(tmp_path), fold=2, num_mel_bins=16, batch_size=2)
+    data.setup()
+    assert [int(data.valid[i][1]) for i in range(2)] == [1, 4]
+    assert data.test.paths == data.valid.paths
+    assert len(data.train) == 4
+    with pytest.raises(EncoreError, match="no clip in fold 7"):
+        ESC50Data(str(tmp_path), fold=7, batch_size=2).setup()
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    return fixtures.commands(tmp_path_factory.mktemp("commands"))
+
+
+def test_keywords_are_validated_and_tested_in_order_on_their_lists(commands):
+    data = SpeechCommandsV1(str(commands), num_mel_bins=16, batch_size=8)
+    data.setup()
+    assert next(iter(data.val_dataloader()))["label"].tolist() == [10, 0, 11]  # bed, yes, silence
+    assert next(iter(data.test_dataloader()))["label"].tolist() == [9, 10, 11]  # go, zero, silence
+    words = SpeechCommandsV2(str(commands), num_mel_bins=16, batch_size=8)
+    words.setup()
+    assert next(iter(words.test_dataloader()))["label"].tolist() == [1, 3]  # of bed, go, yes, zero
+    assert len(words.train) == 8
+
+
+def test_silence_is_a_random_second_in_training_and_the_first_elsewhere(commands):
+    data = SpeechCommandsV1(str(commands), num_mel_bins=16, batch_size=8)
+    data.setup()
+    hum = torch.from_numpy(soundfile.read(commands / "_background_noise_" / "hum.wav", dtype="float32")[0])
+    assert torch.equal(data.valid[2][0], spectrogram(hum[:16000], 16))
+    clips = data.train.dataset  # no drawing anew: item by item
+    at = [path.name for path in clips.paths].index("hum.wav")
+    torch.manual_seed(0)
+    (a, label), (b, _) = clips[at], clips[at]
+    assert a.shape == b.shape == (98, 16)
+    assert not torch.equal(a, b)
+    assert label == COMMANDS.index("silence")
+
+
+def test_training_draws_all_classes_equally_often(commands, audioset, monkeypatch):
+    data = SpeechCommandsV1(str(commands), num_mel_bins=16, batch_size=8)
+    data.setup()
     monkeypatch.setattr("papers.beats.data.load_audio", lambda path, rate: (torch.zeros(400), rate))
     torch.manual_seed(0)
-    rare = sum(clips[0][1][1].item() for _ in range(400)) / 400
-    assert rare == pytest.approx(0.5, abs=0.08)
+    drawn = Counter(int(data.train[0][1]) for _ in range(600))
+    # 2 yes, 2 go, 4 unknown, 1 silence
+    assert set(drawn) == {0, 9, 10, 11}
+    assert all(count / 600 == pytest.approx(0.25, abs=0.06) for count in drawn.values())
+    lists = {key.rpartition(".")[2]: value for key, value in fixtures.audioset(audioset).items()}
+    balanced = AudioSetData(**lists, balance=True)
+    with pytest.warns(UserWarning, match="skipped"):
+        balanced.setup()
+    shares = torch.stack([balanced.train[0][1] for _ in range(600)]).mean(dim=0)
+    assert shares[2].item() == pytest.approx(1 / 3, abs=0.06)  # one clip of four, but a class of three
+    assert len(balanced.valid) == 4
 
 
-def test_esc50_holds_one_fold_out(tmp_path):
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "audio").mkdir()
-    rows = ["filename,fold,target,category,esc10,src_file,take"]
-    for i in range(6):
-        soundfile.write(tmp_path / "audio" / f"{i}.wav", np.full(800, 0.1), 16000)
-        rows.append(f"{i}.wav,{1 + i % 3},{i},x,False,0,A")
-    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(rows))
-    data = ESC50Data(str(tmp_path), fold=2, num_mel_bins=16, num_workers=0)
+def test_emotions_have_a_session_left_out(tmp_path):
+    fixtures.emotions(tmp_path)
+    data = IEMOCAPData(str(tmp_path), fold=3, num_mel_bins=16, batch_size=8)
     data.setup()
-    assert [int(data.val_set[i][1]) for i in range(2)] == [1, 4]
-    assert len(data.train_set) == 4
-    with pytest.raises(EncoreError, match="no clip in fold 7"):
-        ESC50Data(str(tmp_path), fold=7).setup()
-
-
-def test_speech_commands_hold_the_testing_list_out_and_leave_the_validation_list_aside(tmp_path):
-    for word in ("yes", "no", "_background_noise_"):
-        (tmp_path / word).mkdir()
-        for i in range(3):
-            soundfile.write(tmp_path / word / f"{i}.wav", np.full(800, 0.1), 16000)
-    (tmp_path / "testing_list.txt").write_text("yes/0.wav\nno/1.wav\n")
-    (tmp_path / "validation_list.txt").write_text("yes/2.wav\n")
-    data = SpeechCommandsData(str(tmp_path), num_mel_bins=16, num_workers=0)
-    data.setup()
-    assert [path.relative_to(tmp_path).as_posix() for path in data.val_set.paths] == ["no/1.wav", "yes/0.wav"]
-    assert data.val_set.labels.tolist() == [0, 1]
-    assert len(data.train_set) == 3
-    (tmp_path / "testing_list.txt").write_text("")
-    with pytest.raises(EncoreError, match="no clips to train or to test on"):
-        data.setup()
+    assert {path.stem[:5] for path in data.test.paths} == {"Ses03"}
+    assert (len(data.train), len(data.valid), len(data.test)) == (16, 4, 5)
+    assert next(iter(data.test_dataloader()))["frames"].max() <= num_frames(5000 / 16000)
 
 
 def test_a_clip_shorter_than_a_crop_is_an_error():
     with pytest.raises(EncoreError, match="clip 1 has 7 frames, fewer than a crop of 8"):
         Crops([torch.zeros(9, 4), torch.zeros(7, 4)], torch.tensor([0, 1]), 8)
-
-
-def random_model(kind):
-    torch.manual_seed(0)
-    encoder = Encoder(**ENCODER)
-    model = {
-        "encoder": lambda: encoder,
-        "classifier": lambda: AudioClassifier(encoder, 5),
-        "tokenizer": lambda: DistilledTokenizer(encoder, num_codes=7, code_dim=4),
-    }[kind]()
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.normal_()
-    return model.eval()
-
-
-def released_names(depth):
-    """Tensor names of a released encoder file, written out from the public class (not derived from our mapping)."""
-    names = {"patch_embedding.weight", "post_extract_proj.weight", "post_extract_proj.bias"}
-    names |= {f"{part}layer_norm.{kind}" for part in ("", "encoder.") for kind in ("weight", "bias")}
-    names |= {f"encoder.pos_conv.0.{kind}" for kind in ("bias", "weight_g", "weight_v")}
-    for i in range(depth):
-        layer = f"encoder.layers.{i}."
-        parts = [f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj", "grep_linear")]
-        parts += ["self_attn_layer_norm", "fc1", "fc2", "final_layer_norm"]
-        names |= {f"{layer}{part}.{kind}" for part in parts for kind in ("weight", "bias")}
-        names |= {f"{layer}self_attn.grep_a", f"{layer}self_attn.relative_attention_bias.weight"}
-    return names
-
-
-EXTRA = {
-    "encoder": set(),
-    "classifier": {"predictor.weight", "predictor.bias"},
-    "tokenizer": {f"quantize_layer.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
-    | {f"quantize.embedding.{name}" for name in ("weight", "cluster_size", "embed_avg", "initted")}
-    | {"quantize.cluster_size"},
-}
-
-
-@pytest.mark.parametrize("kind", ["encoder", "classifier", "tokenizer"])
-def test_released_files_are_written_and_read_back(kind, tmp_path):
-    model, path = random_model(kind), tmp_path / "model.pt"
-    interop.save(model, path)
-    content = torch.load(path, weights_only=True)
-    assert set(content["model"]) == released_names(2) | EXTRA[kind]
-    assert content["model"]["encoder.layers.1.self_attn.grep_a"].shape == (1, 2, 1, 1)
-    assert content["model"]["encoder.pos_conv.0.weight_g"].shape == (1, 1, 4)
-    assert content["cfg"]["encoder_embed_dim"] == 16
-    load = interop.load_tokenizer if kind == "tokenizer" else interop.load_encoder
-    again = load(path)
-    assert not again.training
-    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    interop.save(again, tmp_path / "again.pt")
-    second = torch.load(tmp_path / "again.pt", weights_only=True)
-    assert all(torch.equal(value, second["model"][name]) for name, value in content["model"].items())
-
-
-def test_files_of_another_kind_size_or_design_are_clear_errors(tmp_path):
-    path = tmp_path / "model.pt"
-    interop.save(random_model("encoder"), path)
-    with pytest.raises(EncoreError, match="holds an encoder, not a tokenizer"):
-        interop.load_tokenizer(path)
-    content = torch.load(path, weights_only=True)
-    torch.save({"cfg": content["cfg"] | {"deep_norm": False}, "model": content["model"]}, path)
-    with pytest.raises(EncoreError, match="cfg says deep_norm=False"):
-        interop.load_encoder(path)
-    torch.save({"cfg": content["cfg"] | {"encoder_ffn_embed_dim": 32}, "model": content["model"]}, path)
-    with pytest.raises(EncoreError, match="other size: .*mlp"):
-        interop.load_encoder(path)
-    torch.save(content["model"], path)
-    with pytest.raises(EncoreError, match="not in the released layout"):
-        interop.load_encoder(path)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(EncoreError, match="not a readable checkpoint"):
-        interop.load_encoder(path)
-
-
-def shrink(config, audioset, tmp_path):
-    """The paper's config with every size made tiny and its files pointed at the fixture."""
-    init = config["model"]["init_args"]
-    init["encoder"] = ENCODER
-    kind = config["model"]["class_path"].rsplit(".", 1)[1]
-    part = {"PretrainModule": "predictor", "TokenizerModule": "estimator"}.get(kind)
-    if part:
-        init[part] = {"depth": 1, **STACK}
-    if "num_codes" in init:
-        init |= {"num_codes": 6, "code_dim": 4}
-    kinds = {"tokenizer": "tokenizer", "teacher": "encoder", "checkpoint": "encoder"}
-    for key, kind in kinds.items():
-        if isinstance(init.get(key), str) and init[key] != "random":
-            interop.save(random_model(kind), tmp_path / f"{key}.pt")
-            init[key] = str(tmp_path / f"{key}.pt")
-    if "num_classes" in init:
-        init["num_classes"] = 3
-    data = config["data"]["init_args"]
-    files = {"train_csv": "segments.csv", "train_audio": "audio", "eval_csv": "segments.csv", "eval_audio": "eval"}
-    config["data"]["init_args"] = (
-        data | files | {"root": str(audioset), "batch_size": 2, "num_workers": 0, "seconds": 0.5}
-    )
-    config["trainer"] |= {"max_steps": 1, "default_root_dir": str(tmp_path / "run"), "accelerator": "cpu", "devices": 1}
-    config["trainer"] |= {"strategy": "auto", "num_nodes": 1, "precision": "bf16-mixed", "limit_val_batches": 1}
-    config["trainer"] |= {"val_check_interval": 1, "log_every_n_steps": 1}
-    config["checkpoint_every"] = 1
-    return config
-
-
-STAGES = ["paper_iter1", "paper_tokenizer", "paper_iter2", "paper_finetune"]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_paper_config_takes_a_step_on_audioset_files_and_hands_its_weights_on(stage, audioset, tmp_path):
-    config = shrink(yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text()), audioset, tmp_path)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cli.run(["fit", "--config", str(path)])
-    assert "train/loss" in (tmp_path / "run" / "metrics.csv").read_text()
-    interop.export(tmp_path / "run" / "last.ckpt", tmp_path / "out.pt")
-    load = interop.load_tokenizer if stage == "paper_tokenizer" else interop.load_encoder
-    trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
-    prefix = {"paper_tokenizer": "tokenizer.", "paper_finetune": "model."}.get(stage, "encoder.")
-    for name, value in load(tmp_path / "out.pt").state_dict().items():
-        assert torch.equal(value, trained[prefix + name])
-
-
-def test_other_configs_point_at_classes_that_take_their_arguments(tmp_path):
-    for path in sorted(CONFIGS.glob("*.yaml")):
-        if path.stem not in STAGES:
-            config = yaml.safe_load(path.read_text())
-            assert config["trainer"]["max_steps"] == config["model"]["init_args"]["total_steps"]
-
-
-def test_the_smoke_config_runs_without_any_data_source(tmp_path, monkeypatch):
-    monkeypatch.delenv("ENCORE_MIRROR", raising=False)
-    monkeypatch.setenv("ENCORE_OFFLINE", "1")
-    arguments = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "2"]
-    cli.run(["fit", "--config", str(CONFIGS / "smoke.yaml"), *arguments])
-    assert (tmp_path / "metrics.csv").read_text().count("\n") >= 2
 
 
 def test_audioset_module_serves_padded_batches_of_the_held_out_list(audioset):
@@ -344,7 +205,6 @@ def test_audioset_module_serves_padded_batches_of_the_held_out_list(audioset):
         eval_audio="eval",
         num_mel_bins=16,
         batch_size=4,
-        num_workers=0,
     )
     with pytest.warns(UserWarning, match="skipped"):
         data.setup()
@@ -355,11 +215,11 @@ def test_audioset_module_serves_padded_batches_of_the_held_out_list(audioset):
 
 @requires_mirror("esc10")
 def test_esc10_holds_out_one_of_five_folds():
-    data = ESC10Data(fold=3, num_mel_bins=16)
+    data = ESC10Data(fold=3, num_mel_bins=16, batch_size=4)
     data.setup()
-    assert (len(data.train_set), len(data.val_set)) == (320, 80)
-    assert torch.bincount(data.val_set.labels).tolist() == [8] * 10
-    spectrogram_, label = data.val_set[5]
+    assert (len(data.train), len(data.valid)) == (320, 80)
+    assert torch.bincount(data.valid.labels).tolist() == [8] * 10
+    spectrogram_, label = data.valid[5]
     assert spectrogram_.shape == (128, 16)
-    assert torch.equal(spectrogram_, data.val_set[5][0])  # the middle, not a random crop
+    assert torch.equal(spectrogram_, data.valid[5][0])  # the middle, not a random crop
     assert 0 <= label < 10

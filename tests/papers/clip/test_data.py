@@ -1,8 +1,6 @@
 """CLIP's data modules on shards, folders and sets that the tests write themselves."""
 
 import gzip
-import io
-import tarfile
 
 import pytest
 import torch
@@ -11,48 +9,34 @@ from PIL import Image
 from common.errors import EncoreError
 from common.formats.tokenizers import ClipTokenizer
 from papers.clip.data import (
-    LabelledImages,
     Pairs,
     ShapesData,
     WebData,
     WordVocabulary,
+    class_folders,
     image_transform,
     normalise,
 )
 from papers.clip.shards import SKIP_REASONS, CaptionShards, expand_shards
+from tests import tiny
 
 TOKENIZER = ClipTokenizer.from_merges([], context_length=16)
 TRANSFORM = image_transform(16, train=True)
-
-
-def picture(number: int, size: tuple[int, int] = (24, 20)) -> bytes:
-    buffer = io.BytesIO()
-    ramp = Image.linear_gradient("L").rotate(90).resize(size)  # tells where a crop was taken
-    Image.merge("RGB", [Image.new("L", size, number), ramp, ramp]).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_shard(path, samples: list[tuple[str, str, bytes]]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for stem, suffix, data in samples:
-            info = tarfile.TarInfo(f"{stem}.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Three shards of eight good samples, captioned with the numbers 0 to 23, and one unusable sample of each kind."""
     folder = tmp_path_factory.mktemp("shards")
-    for shard in range(3):
+    for number in range(3):
         samples = []
-        for i in range(8 * shard, 8 * shard + 8):
-            samples += [(f"{i:05d}", "png", picture(10 * i)), (f"{i:05d}", "txt", f" {i}\n".encode())]
-        if shard == 1:
-            samples += [("empty", "png", picture(1)), ("empty", "txt", b"  \n")]
-            samples += [("alone", "png", picture(1))]
-            samples += [("broken", "jpg", picture(1)[:40]), ("broken", "txt", b"99")]
-        write_shard(folder / f"{shard}.tar", samples)
+        for i in range(8 * number, 8 * number + 8):
+            samples += [(f"{i:05d}", "png", tiny.png(10 * i)), (f"{i:05d}", "txt", f" {i}\n".encode())]
+        if number == 1:
+            samples += [("empty", "png", tiny.png(1)), ("empty", "txt", b"  \n")]
+            samples += [("alone", "png", tiny.png(1))]
+            samples += [("broken", "jpg", tiny.png(1)[:40]), ("broken", "txt", b"99")]
+        tiny.shard(folder / f"{number}.tar", samples)
     return folder
 
 
@@ -108,7 +92,7 @@ def test_missing_truncated_and_hopeless_shards_end_with_one_clear_error(shards, 
         expand_shards(f"{shards}/{{0..3}}.tar")
     with pytest.raises(EncoreError, match="3 shards cannot feed 4 workers"):
         stream(shards, 1, world=4)
-    write_shard(tmp_path / "0.tar", [("a", "png", picture(1)), ("a", "txt", b"")])
+    tiny.shard(tmp_path / "0.tar", [("a", "png", tiny.png(1)), ("a", "txt", b"")])
     hopeless = CaptionShards([str(tmp_path / "0.tar")], TRANSFORM, TOKENIZER, batch_size=1, seed=0, shuffle_buffer=1)
     with pytest.raises(EncoreError, match=r"0\.tar: the last 1000 samples were all unusable"):
         next(iter(hopeless))
@@ -161,30 +145,25 @@ def test_training_crops_at_random_and_evaluation_in_the_centre():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("imagenet")
-    for number, name in enumerate(("n01", "n02", "n03")):
-        (root / name).mkdir()
-        for i in range(2):
-            (root / name / f"{i}.png").write_bytes(picture(60 * number + 20 * i))
-    return root
+    return tiny.image_folder(tmp_path_factory.mktemp("imagenet"))
 
 
 def test_labels_follow_the_sorted_folders_and_counts_must_agree(folders, tmp_path):
-    images = LabelledImages(str(folders), ["a", "b", "c"], 16)
+    images = class_folders(str(folders), ["a", "b", "c"], 16)
     assert [images[i]["label"] for i in range(6)] == [0, 0, 1, 1, 2, 2]
     expected = (60 / 255 - 0.48145466) / 0.26862954
     assert images[2]["image"][0].mean().item() == pytest.approx(expected, abs=1e-4)
     with pytest.raises(EncoreError, match="has 3 class folders, the list of class names 2"):
-        LabelledImages(str(folders), ["a", "b"], 16)
+        class_folders(str(folders), ["a", "b"], 16)
     with pytest.raises(EncoreError, match="no such folder"):
-        LabelledImages(str(tmp_path / "none"), ["a"], 16)
+        class_folders(str(tmp_path / "none"), ["a"], 16)
 
 
 def test_an_image_that_cannot_be_decoded_is_an_error_with_its_path(tmp_path):
     (tmp_path / "n01").mkdir()
-    (tmp_path / "n01" / "bad.png").write_bytes(picture(3)[:50])
+    (tmp_path / "n01" / "bad.png").write_bytes(tiny.png(3)[:50])
     with pytest.raises(EncoreError, match=r"bad\.png: cannot be decoded"):
-        LabelledImages(str(tmp_path), ["a"], 16)[0]
+        class_folders(str(tmp_path), ["a"], 16)[0]
 
 
 def test_bags_hold_each_word_of_a_caption_once_and_no_unknown_ones():
@@ -246,16 +225,16 @@ def _turned():
 
 def test_stems_with_dots_are_pairs_and_other_members_of_a_stem_are_passed_over(tmp_path):
     members = [
-        ("photo.1", "png", picture(10)),
+        ("photo.1", "png", tiny.png(10)),
         ("photo.1", "txt", b"1"),
         ("photo.2", "txt", b"2"),
-        ("photo.2", "png", picture(20)),
-        ("plain", "png", picture(30)),
-        ("plain", "seg.png", picture(99)),
+        ("photo.2", "png", tiny.png(20)),
+        ("plain", "png", tiny.png(30)),
+        ("plain", "seg.png", tiny.png(99)),
         ("plain", "seg.txt", b"99"),
         ("plain", "txt", b"3"),
     ]
-    write_shard(tmp_path / "0.tar", members)
+    tiny.shard(tmp_path / "0.tar", members)
     batches, dataset = stream_of(tmp_path / "0.tar", 1, batch_size=3)
     assert sorted(captions(batches)) == [1, 2, 3]
     red = batches[0]["image"][:, 0].mean(dim=(1, 2)) * 0.26862954 + 0.48145466

@@ -1,25 +1,16 @@
-"""On-disk formats, preprocessing and weight files, on fixtures the tests write themselves."""
+"""On-disk formats and preprocessing, on tiny files in the real formats."""
 
-import gzip
-import io
-import json
-import math
-import os
 import pickle
-import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.io import savemat
-from torch import nn
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from common.errors import EncoreError
-from papers.nmc_continual import formats, interop
+from common.interop.pickles import ARRAYS, load_pickle
+from papers.nmc_continual import fixtures, formats
 from papers.nmc_continual.data import (
     CharacterStream,
     CORe50,
@@ -30,41 +21,17 @@ from papers.nmc_continual.data import (
     preprocessing,
     split_tasks,
 )
-from papers.nmc_continual.model import FrozenViT
-from papers.nmc_continual.streams import CIFAR100_ORDER, CORE50_TEST, CORE50_TRAIN
+from papers.nmc_continual.streams import CIFAR100_ORDER
+from tests import tiny
 from tests.helpers import requires_mirror
 
 SIZE = {"image_size": 16, "num_workers": 0}
 
 
-def cifar100_pixels(labels: np.ndarray) -> np.ndarray:
-    """(N, 3072) as in the archive: red is the label, green and blue mark row and column."""
-    images = np.zeros((len(labels), 3, 32, 32), np.uint8)
-    images[:, 0] = labels[:, None, None]
-    images[:, 1] = 8 * np.arange(32)[:, None]
-    images[:, 2] = 8 * np.arange(32)
-    return images.reshape(len(labels), 3072)
-
-
-def write_cifar100(root: Path, *, binary: bool, train: int = 2, test: int = 1) -> None:
-    """Every class `train` and `test` times, in the layout of one of the two archives."""
-    folder = root / ("cifar-100-binary" if binary else "cifar-100-python")
-    folder.mkdir(parents=True)
-    for split, copies in (("train", train), ("test", test)):
-        labels = np.tile(np.arange(100, dtype=np.uint8), copies)
-        pixels = cifar100_pixels(labels)
-        if binary:
-            np.concatenate([labels[:, None] // 5, labels[:, None], pixels], axis=1).tofile(folder / f"{split}.bin")
-        else:
-            content = {b"filenames": [b"a.png"] * len(labels), b"fine_labels": labels.tolist(), b"data": pixels}
-            content |= {b"coarse_labels": (labels // 5).tolist(), b"batch_label": b"training batch 1 of 1"}
-            (folder / split).write_bytes(pickle.dumps(content, protocol=2))
-
-
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
     root = tmp_path_factory.mktemp("cifar")
-    write_cifar100(root, binary=True)
+    fixtures.cifar100(root, binary=True, train=2)
     return root
 
 
@@ -72,7 +39,7 @@ def cifar(tmp_path_factory):
 
 
 def test_both_archives_of_cifar100_give_the_same_fine_labels_and_upright_images(cifar, tmp_path):
-    write_cifar100(tmp_path, binary=False)
+    fixtures.cifar100(tmp_path, train=2)
     for split, count in (("train", 200), ("test", 100)):
         (images, labels), (others, other_labels) = (
             formats.read_cifar(root, "cifar100", split) for root in (cifar, tmp_path)
@@ -83,30 +50,21 @@ def test_both_archives_of_cifar100_give_the_same_fine_labels_and_upright_images(
     assert images[7, 3, 5].tolist() == [7, 24, 40]  # red: label; row 3, column 5
 
 
-class Harmful:
-    """Would create a file if its pickle were loaded as Python's own loader does."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_pickle_that_calls_something_is_refused_before_it_runs(tmp_path):
-    trace = tmp_path / "trace"
+def test_a_pickle_that_calls_something_is_refused_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = tmp_path / "harmed"
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
-    for content in ({b"data": Harmful(trace)}, Harmful(trace), [np.zeros(3), eval], np.array([Harmful(trace)], object)):
+    for content in ({b"data": tiny.Harmful()}, tiny.Harmful(), [np.zeros(3), eval], np.array([tiny.Harmful()], object)):
         (folder / "train").write_bytes(pickle.dumps(content, protocol=2))
         with pytest.raises(EncoreError, match=r"train: refused or unreadable \(it asks for"):
             formats.read_cifar(tmp_path, "cifar100", "train")
     assert not trace.exists()
-    pickle.loads(pickle.dumps(Harmful(trace)))
+    pickle.loads(pickle.dumps(tiny.Harmful()))
     assert trace.exists()  # the pickle was a loaded one
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
     (tmp_path / "plain").write_bytes(pickle.dumps({b"a": array, "b": ["x", 1.5, None]}, protocol=2))
-    np.testing.assert_array_equal(formats.load_arrays(tmp_path / "plain")[b"a"], array)
+    np.testing.assert_array_equal(load_pickle(tmp_path / "plain", ARRAYS, encoding="bytes")[b"a"], array)
 
 
 def test_damaged_and_missing_cifar_files_are_named(cifar, tmp_path):
@@ -139,7 +97,7 @@ def test_split_cifar100_follows_the_published_order_and_tests_all_classes_seen(c
     assert sorted(label for labels in seen[:3] for label in labels) == sorted(2 * CIFAR100_ORDER[:10])
     labels = torch.cat([batch["label"] for batch in data.test_loader(data.stream.tests[1])])
     assert set(labels.tolist()) == set(CIFAR100_ORDER[:20])
-    image, label = data.train_set[87]
+    image, label = data.train_set[87].values()
     assert image.shape == (3, 16, 16)
     assert (image[0].mean().item() * 255, label) == (pytest.approx(87, abs=1e-3), 87)
 
@@ -172,24 +130,9 @@ def test_images_are_fed_as_the_released_scripts_do_or_as_the_encoder_was_trained
 # Folders
 
 
-def png(value: int, size: tuple[int, int] = (20, 24), mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size, (value, 0, 0) if mode == "RGB" else value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_core50(root: Path, objects: int = 50) -> Path:
-    """One image an object and session; its red value is the object's number."""
-    for session in (*CORE50_TRAIN, *CORE50_TEST):
-        for thing in range(1, objects + 1):
-            folder = root / "core50_128x128" / f"s{session}" / f"o{thing}"
-            folder.mkdir(parents=True)
-            (folder / f"C_{session:02}_{thing:02}_000.png").write_bytes(png(thing, (16, 16)))
-    return root
-
-
 def test_core50_brings_all_objects_in_eight_sessions_and_tests_three_others_each_time(tmp_path):
-    data = CORe50(root=str(write_core50(tmp_path)), batch_size=32, **SIZE)
+    fixtures.core50(tmp_path, objects=50)
+    data = CORe50(root=str(tmp_path), batch_size=32, **SIZE)
     data.setup()
     assert len(data.stream.tasks) == 8
     sessions = [{data.train_set.items[i].parts[-3] for i in task} for task in data.stream.tasks]
@@ -198,7 +141,7 @@ def test_core50_brings_all_objects_in_eight_sessions_and_tests_three_others_each
     assert all(len(test) == 150 for test in data.stream.tests)
     for task in data.stream.tasks:
         assert sorted(data.train_set.labels[task].tolist()) == list(range(50))
-    image, label = data.train_set[11]
+    image, label = data.train_set[11].values()
     assert image[0].mean().item() * 255 == pytest.approx(label + 1)  # object o12 is class 11, not class 12 or 3
     (tmp_path / "core50_128x128" / "s7").rename(tmp_path / "elsewhere")
     with pytest.raises(EncoreError, match=r"s7: no such folder"):
@@ -210,10 +153,8 @@ def renditions(tmp_path_factory):
     """ImageNet-R in small: 20 class folders of 5 or 10 pictures, and a README beside them."""
     root = tmp_path_factory.mktemp("renditions")
     for number in range(20):
-        folder = root / "imagenet-r" / f"n{number:08}"
-        folder.mkdir(parents=True)
         for i in range(5 if number % 2 else 10):
-            (folder / f"art_{i}.jpg").write_bytes(png(10 * number))
+            tiny.image(root / "imagenet-r" / f"n{number:08}" / f"art_{i}.jpg", 10 * number)
     (root / "imagenet-r" / "README.txt").write_text("about")
     return root
 
@@ -240,7 +181,7 @@ def test_folders_and_pictures_that_are_missing_or_broken_are_named(renditions, t
     (tmp_path / "n01").mkdir()
     with pytest.raises(EncoreError, match=r"n01: no images in it"):
         formats.read_imagenet_r(tmp_path)
-    (tmp_path / "n01" / "a.jpg").write_bytes(png(1)[:30])
+    (tmp_path / "n01" / "a.jpg").write_bytes(tiny.png(1)[:30])
     data = SplitImageNetR(root=str(renditions), **SIZE)
     data.setup()
     data.train_set.items = [tmp_path / "n01" / "a.jpg"]
@@ -251,43 +192,9 @@ def test_folders_and_pictures_that_are_missing_or_broken_are_named(renditions, t
 # Five data sets
 
 
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def write_five(root: Path) -> Path:
-    """Each class of each set twice for training and once for testing; pixel value = 10 * set + class."""
-    for split, copies in (("train", 2), ("test", 1)):
-        labels = np.tile(np.arange(10, dtype=np.uint8), copies)
-
-        def grey(offset: int, side: int, labels: np.ndarray = labels) -> np.ndarray:
-            return np.broadcast_to((labels + offset)[:, None, None], (len(labels), side, side))
-
-        binary = root / "cifar-10-batches-bin"
-        binary.mkdir(exist_ok=True)
-        pixels = np.broadcast_to(labels[:, None], (len(labels), 3072))
-        parts = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-        for i, part in enumerate(parts):
-            np.concatenate([labels[:, None], pixels], 1)[i :: len(parts)].tofile(binary / f"{part}.bin")
-        for letter in range(10):
-            folder = root / "notMNIST" / split.capitalize() / "ABCDEFGHIJ"[letter]
-            folder.mkdir(parents=True)
-            for i in range(copies):
-                (folder / f"{i}.png").write_bytes(png(10 + letter, (28, 28), "L"))
-        for name, offset, pack in (("MNIST", 20, False), ("FashionMNIST", 40, True)):
-            (root / name / "raw").mkdir(parents=True, exist_ok=True)
-            prefix = "train" if split == "train" else "t10k"
-            for kind, array in (("images-idx3-ubyte", grey(offset, 28)), ("labels-idx1-ubyte", labels)):
-                content = idx(np.ascontiguousarray(array, np.uint8))
-                path = root / name / "raw" / f"{prefix}-{kind}{'.gz' if pack else ''}"
-                path.write_bytes(gzip.compress(content) if pack else content)
-        svhn = np.broadcast_to(grey(30, 32)[..., None], (len(labels), 32, 32, 3)).transpose(1, 2, 3, 0)
-        savemat(root / f"{split}_32x32.mat", {"X": svhn, "y": np.where(labels == 0, 10, labels)[:, None]})
-    return root
-
-
 def test_five_datasets_come_in_the_released_order_with_fifty_classes(tmp_path):
-    root = write_five(tmp_path)
+    root = tmp_path
+    fixtures.five_datasets(root)
     (root / "notMNIST" / "Train" / "C" / "broken.png").write_bytes(b"no image")
     data = FiveDatasets(root=str(root), batch_size=8, **SIZE)
     with pytest.warns(UserWarning, match="skipped 1 broken files"):
@@ -299,7 +206,7 @@ def test_five_datasets_come_in_the_released_order_with_fifty_classes(tmp_path):
     for dataset, size in ((data.train_set, 100), (data.test_set, 50)):
         assert len(dataset) == size
         for index in range(size):
-            image, label = dataset[index]
+            image, label = dataset[index].values()
             assert image.shape == (3, 16, 16)
             assert image.mean().item() * 255 == pytest.approx(label, abs=1e-3)
     (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01")
@@ -336,101 +243,3 @@ def test_test_drawers_never_train_and_ink_is_positive():
     assert data.train_set.images.max() > 0.5
     joined = torch.cat([data.train_set.images, data.test_set.images]).flatten(1)
     assert len(joined.unique(dim=0)) == 240
-
-
-# Weight files
-
-
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-CONFIG = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "image_size": 16, "patch_size": 8,
-}  # fmt: skip
-
-
-def write_hub(directory: Path) -> Path:
-    """A tiny ViTModel in the hub's format, with pooler as published."""
-    randomise(ViTModel(ViTConfig(**CONFIG))).save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-
-
-@torch.no_grad()
-def test_features_equal_the_class_token_of_transformers_after_the_last_norm(images, tmp_path):
-    theirs = randomise(ViTModel(ViTConfig(**CONFIG), add_pooling_layer=False))
-    theirs.save_pretrained(tmp_path / "plain")
-    expected = theirs(images).last_hidden_state[:, 0]
-    ours = interop.from_hub(tmp_path / "plain")
-    torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-5)
-    assert ours.norm.eps == 1e-12
-    assert expected.std(dim=0).mean() > 0.01
-    classifier = randomise(ViTForImageClassification(ViTConfig(**CONFIG)))
-    classifier.save_pretrained(tmp_path / "classifier")
-    expected = classifier.vit(images).last_hidden_state[:, 0]
-    torch.testing.assert_close(interop.from_hub(tmp_path / "classifier")(images), expected, atol=1e-5, rtol=1e-5)
-    expected = ViTModel.from_pretrained(write_hub(tmp_path / "pooler")).eval()(images).last_hidden_state[:, 0]
-    torch.testing.assert_close(interop.from_hub(tmp_path / "pooler")(images), expected, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_weights_survive_the_way_to_transformers_and_back(images, tmp_path):
-    model = randomise(FrozenViT(image_size=16, patch_size=8, dim=32, depth=2, num_heads=4, mlp_dim=48))
-    interop.to_hub(model, tmp_path)
-    theirs, report = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    torch.testing.assert_close(theirs.eval()(images).last_hidden_state[:, 0], model(images), atol=1e-5, rtol=1e-5)
-    back = interop.from_hub(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values(), strict=True))
-    assert back.norm.eps == 1e-6
-
-
-@torch.no_grad()
-def test_timm_names_mean_what_timm_computes(tmp_path, images):
-    model = randomise(FrozenViT(image_size=16, patch_size=8, dim=128, depth=1, num_heads=2, mlp_dim=48))
-    state = interop.state_to_timm(model.state_dict())
-    block = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
-    names = ["patch_embed.proj", *(f"blocks.0.{name}" for name in block), "norm"]
-    assert set(state) == {"cls_token", "pos_embed", *(f"{n}.{kind}" for n in names for kind in ("weight", "bias"))}
-    assert (state["cls_token"].shape, state["pos_embed"].shape) == ((1, 1, 128), (1, 5, 128))
-    linear = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
-    norm = lambda x, name: F.layer_norm(x, (128,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)  # noqa: E731
-    x = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=8)
-    x = torch.cat([state["cls_token"].expand(3, -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + state["pos_embed"]
-    q, k, v = linear(norm(x, "blocks.0.norm1"), "blocks.0.attn.qkv").reshape(3, 5, 3, 2, 64).permute(2, 0, 3, 1, 4)
-    attended = ((q @ k.transpose(-2, -1)) / math.sqrt(64)).softmax(-1) @ v
-    x = x + linear(attended.transpose(1, 2).reshape(3, 5, 128), "blocks.0.attn.proj")
-    hidden = F.gelu(linear(norm(x, "blocks.0.norm2"), "blocks.0.mlp.fc1"))
-    x = x + linear(hidden, "blocks.0.mlp.fc2")
-    expected = norm(x, "norm")[:, 0]
-    torch.save(state | {"head.weight": torch.ones(7, 128), "head.bias": torch.ones(7)}, tmp_path / "timm.pth")
-    ours = interop.from_timm(tmp_path / "timm.pth")
-    torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), model.state_dict().values(), strict=True))
-
-
-def test_directories_of_other_models_are_refused(tmp_path):
-    write_hub(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for change, message in (
-        ({"model_type": "deit"}, "model_type 'deit'"),
-        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
-        ({"num_hidden_layers": 1}, "weights do not fit FrozenViT: unknown blocks.layers.1"),
-        ({"image_size": 32}, r"positions is \(5, 32\), the model wants \(17, 32\)"),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(EncoreError, match=message):
-            interop.from_hub(tmp_path)
-    with pytest.raises(EncoreError, match="not a timm ViT"):
-        interop.from_timm(tmp_path)

@@ -1,20 +1,16 @@
 """Approximate solvers, generated batches and the release's text files."""
 
 from itertools import combinations, permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from common.errors import EncoreError
 from papers.pointer_networks import generate, solvers
 from papers.pointer_networks import geometry as g
-from papers.pointer_networks.data import GeneratedProblems, ProblemFile, ProblemFiles, SolvedSets, write_problems
+from papers.pointer_networks.data import ProblemFile, SolvedSets, write_problems
 from papers.pointer_networks.problems import IGNORE, draw, held_out, to_targets
-
-CONFIGS = Path(__file__).parents[3] / "papers" / "pointer_networks" / "configs"
 
 
 def points(batch, n, seed=0):
@@ -250,69 +246,3 @@ def test_generate_refuses_bad_input_in_one_line_and_leaves_no_file(arguments, tm
     assert exit_status.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "x.txt").exists()
-
-
-@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("paper*.yaml")))
-def test_every_paper_config_reads_the_files_it_names_and_takes_a_step(config, tmp_path, monkeypatch):
-    from common.training.cli import run
-
-    stated = yaml.safe_load((CONFIGS / config).read_text())
-    data = stated["data"]["init_args"]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["train"])  # LightningCLI warns when both arguments are given
-    for file in (data["train_file"], data["val_file"]):
-        sizes = (5, 8) if "-" in config or config in ("paper_hull.yaml", "paper_tsp.yaml") else (7, 7)
-        write_problems(file, data["problem"], [draw(data["problem"], 4, n) for n in sizes])
-    cli = run(
-        [
-            "fit",
-            f"--config={CONFIGS / config}",
-            "--model.hidden_dim=16",
-            "--data.batch_size=4",
-            "--trainer.max_steps=1",
-            "--trainer.max_epochs=1",
-            "--trainer.accelerator=cpu",
-            "--trainer.logger=false",
-            "--trainer.val_check_interval=1",
-            "--trainer.enable_model_summary=false",
-        ]
-    )
-    assert cli.trainer.global_step == 1
-    assert isinstance(cli.datamodule, ProblemFiles)
-    assert stated["model"]["init_args"] | {"hidden_dim": 512} == {
-        "architecture": "pointer",
-        "hidden_dim": 512,
-        "optimizer": "sgd",
-        "lr": 1.0,
-        "decay": "constant",
-    }
-    assert cli.trainer.gradient_clip_val == 2.0
-    assert torch.isfinite(cli.trainer.callback_metrics["val/loss"])
-
-
-def test_the_cpu_config_is_what_claim_2_trains():
-    from papers.pointer_networks.claims import ANY_LENGTH
-
-    config = yaml.safe_load((CONFIGS / "cpu.yaml").read_text())
-    recipe, model, data = ANY_LENGTH["cpu"], config["model"]["init_args"], config["data"]["init_args"]
-    assert (model["hidden_dim"], model["total_steps"], model["lr"]) == (recipe.hidden_dim, recipe.steps, recipe.lr)
-    assert config["trainer"]["max_steps"] == recipe.steps
-    assert data["batch_size"] == recipe.batch_size
-    module = GeneratedProblems(**data)
-    assert module.train.sizes == (5, 12)
-
-
-def test_measured_solver_lengths_are_means_over_the_same_sets_for_every_solver(tmp_path):
-    from common.training.run import Run
-    from papers.pointer_networks.measurements import solver_lengths
-
-    def lengths(arm):
-        return solver_lengths(Run("pointer_networks", "m", arm, 0, "smoke", tmp_path / arm))
-
-    optimal, greedy = lengths("optimal"), lengths("a1")
-    sets = points(20, 10, seed=2**40 + 10)
-    assert optimal["length_10"] == pytest.approx(g.tour_length(sets, g.held_karp(sets)).mean())
-    assert greedy["length_10"] == pytest.approx(g.tour_length(sets, solvers.a1(sets)).mean())
-    assert optimal["length_5"] <= greedy["length_5"]
-    with pytest.raises(EncoreError, match="unknown solver 'a4'"):
-        lengths("a4")

@@ -1,6 +1,5 @@
-"""The CoOp splits on disk, few-shot sampling, Base and New classes, the small tasks, released prompt files."""
+"""The CoOp splits on disk, few-shot sampling, Base and New classes, the small tasks."""
 
-import json
 import random
 from collections import defaultdict
 from types import SimpleNamespace
@@ -8,56 +7,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import EncoreError
-from papers.pre import tasks
+from papers.pre import fixtures, tasks
 from papers.pre.data import (
     LAYOUTS,
     FewShotData,
-    Images,
     Item,
     Splits,
     base_and_new,
     few_shot,
+    labelled,
     read_splits,
     train_transform,
 )
-from papers.pre.interop import load_prompt, save_prompt
-from papers.pre.model import Prompt
 from papers.pre.tasks import KEYWORDS, VENDORS, EmojiPretraining, EmojiTask, ShapesTask, emoji_pool, pretraining_data
 from tests.helpers import requires_mirror
 from tests.papers.pre.test_model import TOKENIZER
 
-CLASSES = ["banded", "blotchy", "braided", "bubbly", "bumpy"]
-
-
-def picture(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (24, 20), (number % 256, 100, 200)).save(path)
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """DTD with five classes, 6 training and 2 test images each, and FGVC-Aircraft with three variants."""
+    """DTD and FGVC-Aircraft in small."""
     root = tmp_path_factory.mktemp("data")
-    split = {"train": [], "val": [], "test": []}
-    for label in (3, 0, 4, 1, 2):  # as in the published files, the classes are not in order
-        name = CLASSES[label]
-        for i in range(9):
-            path = f"{name}/{name}_{i:04d}.png"
-            picture(root / "dtd" / "images" / path, 40 * label + i)
-            split["train" if i < 6 else "val" if i < 7 else "test"].append([path, label, name])
-    (root / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    folder = root / "fgvc_aircraft"
-    variants = ["707-320", "727 200", "MD-11"]
-    for number in range(6):
-        picture(folder / "images" / f"{number:07d}.jpg", number)
-    (folder / "variants.txt").write_text("\n".join(variants) + "\n")
-    for part, numbers in {"train": (0, 1, 2), "test": (3, 4, 5)}.items():
-        lines = [f"{n:07d} {variants[n % 3]}\n" for n in numbers]
-        (folder / f"images_variant_{part}.txt").write_text("".join(lines))
+    fixtures.dtd(root)
+    fixtures.aircraft(root)
     TOKENIZER.save(root / "tokenizer")
     return root
 
@@ -102,16 +76,16 @@ def test_shots_are_those_that_python_draws_class_by_class_in_the_order_of_the_sp
 
 def test_base_images_train_and_each_half_is_tested_among_its_own_names(root):
     data = few_shot_data(root)
-    assert data.base_names == CLASSES[:3]
-    assert data.new_names == CLASSES[3:]
+    assert data.base_names == fixtures.CLASSES[:3]
+    assert data.new_names == fixtures.CLASSES[3:]
     assert data.hand_prompt == "{} texture."
     assert sorted(item.label for item in data.base.train) == [0] * 4 + [1] * 4 + [2] * 4
     train = {item.path for item in data.base.train}
-    base, new = (loader.dataset.dataset.items for loader in data.val_dataloader())
+    base, new = (loader.dataset.dataset for loader in data.val_dataloader())
     assert [len(base), len(new)] == [6, 4]
-    assert not train & {item.path for item in base}
-    for items, names in ((base, data.base_names), (new, data.new_names)):
-        assert all(item.path.parent.name == item.name == names[item.label] for item in items)
+    assert not train & set(base.items)
+    for images, names in ((base, data.base_names), (new, data.new_names)):
+        assert all(path.parent.name == names[label] for path, label in zip(images.items, images.labels))
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (4, 3, 16, 16)
     assert len(data.train_dataloader()) == 3
@@ -167,7 +141,8 @@ def test_missing_data_are_named(root, tmp_path):
     with pytest.raises(EncoreError, match=r"split_zhou_EuroSAT\.json: cannot be read"):
         read_splits(tmp_path, "eurosat")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    images = Images([Item(tmp_path / "broken.png", 0, "x"), Item(tmp_path / "none.png", 0, "x")], train_transform(16))
+    items = [Item(tmp_path / "broken.png", 0, "x"), Item(tmp_path / "none.png", 0, "x")]
+    images = labelled(items, train_transform(16))
     for i, name in enumerate(("broken", "none")):
         with pytest.raises(EncoreError, match=rf"{name}\.png: cannot be decoded"):
             images[i]
@@ -239,95 +214,3 @@ def test_emoji_of_the_task_are_by_other_vendors_and_shots_show_other_concepts_th
     for part, names in ((task.train, task.base_names), (task.tests["new"], task.new_names)):
         for image, label in zip(part.images[::40], part.labels[::40]):
             assert KEYWORDS[labels[rows[image.numpy().tobytes()]]] == names[label]
-
-
-# Released prompt files
-
-
-class Released(nn.Module):
-    """The names under which the authors' prompt learner keeps its parts."""
-
-    def __init__(self, encoder: nn.Module | None) -> None:
-        super().__init__()
-        self.ctx = nn.Parameter(torch.randn(4, 8))
-        if encoder is not None:
-            self.encoder_network = encoder
-        self.register_buffer("token_prefix", torch.randn(5, 1, 8))
-        self.register_buffer("token_suffix", torch.randn(5, 19, 8))
-
-    def forward(self) -> torch.Tensor:
-        network = getattr(self, "encoder_network", None)
-        if network is None:
-            return self.ctx
-        if hasattr(network, "lstm_head"):
-            return network.lstm_head(self.ctx)[0] + self.ctx
-        return network.module(self.ctx) + self.ctx
-
-
-def released(variant: str | None) -> Released:
-    torch.manual_seed(0)
-    if variant is None:
-        return Released(None)
-    encoder = nn.Module()
-    if variant.startswith("lstm"):
-        encoder.lstm_head = nn.LSTM(8, 4, int(variant[-1]), bidirectional=True)
-    else:
-        layers = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)]
-        encoder.module = nn.Sequential(*layers * int(variant[-1]))
-    return Released(encoder)
-
-
-def save_released(module: Released, path) -> None:
-    """As their trainer saves: the schedule's state holds a scheduler and, through it, an optimizer as objects."""
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.002, momentum=0.9, weight_decay=5e-4)
-    successor = CosineAnnealingLR(optimizer, 50.0)
-    module().sum().backward()
-    optimizer.step()
-    schedule = {"successor": successor, "warmup_epoch": 1, "cons_lr": 1e-5, "last_epoch": 1, "base_lrs": [0.002]}
-    content = {"epoch": 50, "optimizer": optimizer.state_dict(), "scheduler": schedule, "val_result": None}
-    torch.save(content | {"state_dict": module.state_dict()}, path)
-
-
-@pytest.mark.parametrize("variant", [None, "lstm1", "lstm2", "mlp1", "mlp2"])
-def test_released_prompts_load_with_the_same_output_and_go_back(variant, tmp_path):
-    theirs = released(variant).eval()
-    save_released(theirs, tmp_path / "model.pth.tar-50")
-    prompt = Prompt(8, 4, variant).eval()
-    load_prompt(prompt, tmp_path / "model.pth.tar-50")
-    torch.testing.assert_close(prompt(), theirs(), atol=1e-6, rtol=1e-6)
-    save_prompt(prompt, tmp_path / "back")
-    state = torch.load(tmp_path / "back", weights_only=True)["state_dict"]
-    torch.manual_seed(9)
-    report = (again := released(variant).eval()).load_state_dict(state, strict=False)
-    assert set(report.missing_keys) == {"token_prefix", "token_suffix"}
-    assert not report.unexpected_keys
-    assert torch.equal(again(), theirs())
-
-
-def test_prompts_that_do_not_fit_are_refused(tmp_path):
-    path = tmp_path / "model.pth.tar-50"
-    save_released(released("lstm1"), path)
-    for prompt, message in [
-        (Prompt(8, 4, None), "unknown encoder"),
-        (Prompt(8, 4, "mlp1"), "missing encoder"),
-        (Prompt(8, 3), r"context is \(4, 8\), the model wants \(3, 8\)"),
-    ]:
-        with pytest.raises(EncoreError, match=message):
-            load_prompt(prompt, path)
-    for prompt in (Prompt(8, 4, "transformer"), Prompt(8, 4, separate=True)):
-        with pytest.raises(EncoreError, match="fold the prompt first"):
-            save_prompt(prompt, tmp_path / "no")
-        prompt.fold()
-        save_prompt(prompt, tmp_path / "folded")
-        load_prompt(Prompt(8, 4, None), tmp_path / "folded")
-    torch.save({"state_dict": {"weight": torch.zeros(1)}}, path)
-    with pytest.raises(EncoreError, match="no state_dict with a ctx"):
-        load_prompt(Prompt(8, 4), path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(EncoreError, match="not a readable checkpoint"):
-        load_prompt(Prompt(8, 4), path)
-    odd = released("mlp2").state_dict()
-    odd["encoder_network.module.3.weight"] = odd["encoder_network.module.3.weight"] + 1
-    torch.save({"state_dict": odd}, path)
-    with pytest.raises(EncoreError, match="differ, but the MLP applied twice shares its layers"):
-        load_prompt(Prompt(8, 4, "mlp2"), path)

@@ -10,9 +10,10 @@ import torch
 from common.errors import EncoreError
 from common.formats import tables
 from common.worlds.sounds import SoundClips
-from papers.tera import corpora, data, downstream, features
+from papers.tera import corpora, data, features, fixtures
+from papers.tera.alteration import Policy
 from papers.tera.corpora import PHONES, SPEAKERS, TEXTS, fold_phones, held_out, phone_labels
-from papers.tera.data import AudioSegments, InMemory, LibriSpeechData, StoredSegments, buckets, length_table
+from papers.tera.data import AudioSegments, InMemory, LibriSpeechData, StoredSegments, altered_batch
 from papers.tera.downstream import LibriSpeechProbe, SpeechCommandsProbe, read_alignments, read_split
 from papers.tera.features import cmvn, extract, log_mel, set_level, with_deltas
 from tests.helpers import requires_mirror
@@ -87,58 +88,23 @@ def test_audio_that_gives_no_features_is_a_clear_error():
         extract(torch.zeros(16000), "cqt")
 
 
-def test_buckets_hold_utterances_of_near_equal_length():
-    lengths = [5, 900, 250, 260, 199, 200, 201, 800, 700]
-    assert buckets(lengths, 3, longer_than=200) == [[1, 7, 8], [3, 2, 6]]
-    assert buckets(lengths, 4) == [[1, 7, 8, 3], [2, 6, 5, 4]]  # the last alone is dropped
-    assert buckets(lengths, 4, fewest=1)[-1] == [0]
-    assert buckets([7, 8], 1) == [[1], [0]]
+@pytest.mark.parametrize("kind", ["mel", "fbank", "mfcc"])
+def test_silence_is_normalised_to_zero(kind):
+    assert not extract(torch.zeros(16000), kind).any()
 
 
 @pytest.fixture(scope="module")
 def librispeech(tmp_path_factory):
-    """Two speakers, four utterances each of 0.4 to 2.5 s, in LibriSpeech's layout, with CPC's label files."""
+    """Two speakers, utterances of 0.4 to 2.4 s, in LibriSpeech's layout, with CPC's label files beside it."""
     root = tmp_path_factory.mktemp("LibriSpeech")
-    names, lines = [], []
-    for speaker in (103, 27):
-        folder = root / "train-clean-100" / str(speaker) / "1240"
-        folder.mkdir(parents=True)
-        for i in range(6):
-            name = f"{speaker}-1240-{i:04d}"
-            samples = 6400 + 6400 * i + speaker
-            soundfile.write(folder / f"{name}.flac", speechlike(samples, seed=i + speaker).numpy(), 16000)
-            names.append(name)
-            phones = [
-                (i + t // 10) % 41 for t in range(samples // 160 + (i - 2))
-            ]  # now and then longer than the frames
-            lines.append(" ".join([name, *map(str, phones)]))
-    labels = root / "labels"
-    labels.mkdir()
-    (labels / "converted_aligned_phones.txt").write_text("\n".join(lines) + "\n")
-    (labels / "train_split.txt").write_text("\n".join(n for n in names if n[-1] in "01234") + "\n")
-    (labels / "test_split.txt").write_text("\n".join(n for n in names if n[-1] == "5") + "\n")
+    fixtures.utterances(root, samples=tuple(6400 * (i + 1) for i in range(6)))
+    fixtures.cpc_labels(root, root / "labels", surplus=2)
     return root
 
 
-def test_length_tables_are_written_once_and_read_back(librispeech, tmp_path):
-    entries = length_table(librispeech, "train-clean-100", tmp_path)
-    assert entries[0] == ("train-clean-100/103/1240/103-1240-0005.flac", 6400 * 6 + 103)
-    assert [length for _, length in entries] == sorted((length for _, length in entries), reverse=True)
-    lines = (tmp_path / "train-clean-100.csv").read_text().splitlines()
-    assert lines[0] == ",file_path,length,label"
-    assert lines[1].startswith("0,train-clean-100/103/1240/103-1240-0005.flac,38503")
-    (tmp_path / "train-clean-100.csv").write_text("\n".join([lines[0], lines[3], lines[1]]))
-    assert len(length_table(librispeech, "train-clean-100", tmp_path)) == 2
-    (tmp_path / "train-clean-100.csv").write_text("path,frames\na,3\n")
-    with pytest.raises(EncoreError, match=r"train-clean-100\.csv: expected the columns file_path,length"):
-        length_table(librispeech, "train-clean-100", tmp_path)
-    with pytest.raises(EncoreError, match=r"dev-clean: no \.flac files below it"):
-        length_table(librispeech, "dev-clean")
-
-
 def test_segments_are_cropped_before_mel_normalisation_and_after_kaldis(librispeech):
-    path = "train-clean-100/103/1240/103-1240-0005.flac"
-    wave = torch.from_numpy(soundfile.read(librispeech / path, dtype="float32")[0])
+    path = librispeech / "train-clean-100/103/198/103-198-0005.flac"
+    wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     torch.manual_seed(0)
     mel = AudioSegments(librispeech, [path], "mel", longest=50)[0]
     assert mel.shape == (51, 80)
@@ -169,10 +135,9 @@ def test_stored_features_are_read_as_they_are_and_checked(tmp_path):
 
 
 def test_short_utterances_are_dropped_and_a_set_without_long_ones_is_an_error(librispeech, monkeypatch):
-    module = LibriSpeechData(str(librispeech), num_workers=0, batch_size=2)
+    module = LibriSpeechData(str(librispeech), batch_size=2)
     module.setup()
-    assert module.train_set is not None
-    kept = [len(x) for i in range(len(module.train_set)) for x in module.train_set[i]]
+    kept = [len(x) for i in range(len(module.train)) for x in module.train[i]]
     assert sorted(kept, reverse=True) == [241, 241, 201, 201]  # 38,400 and 32,000 samples and a few
     monkeypatch.setattr(data, "SHORTEST", 300)
     with pytest.raises(EncoreError, match="none of 12 utterances of train-clean-100 is longer than 300 frames"):
@@ -181,7 +146,7 @@ def test_short_utterances_are_dropped_and_a_set_without_long_ones_is_an_error(li
 
 def test_broken_audio_names_the_file(librispeech, tmp_path):
     broken = tmp_path / "broken.flac"
-    whole = (librispeech / "train-clean-100/27/1240/27-1240-0000.flac").read_bytes()
+    whole = (librispeech / "train-clean-100/27/198/27-198-0000.flac").read_bytes()
     broken.write_bytes(whole[:30])
     with pytest.raises(EncoreError, match=r"broken\.flac: not a readable audio file"):
         AudioSegments(tmp_path, ["broken.flac"], "mel")[0]
@@ -196,7 +161,7 @@ def test_cpc_split_and_alignments(librispeech, tmp_path):
     random.shuffle(lines)  # the released procedure
     assert split["train"] + split["dev"] == [line.strip() for line in lines]
     found = read_alignments(labels / "converted_aligned_phones.txt")
-    assert found["27-1240-0003"][:11].tolist() == [3] * 10 + [4]
+    assert found["27-198-0003"][:11].tolist() == [3] * 10 + [4]
     broken = tmp_path / "phones.txt"
     for text in ("a 1 2\nb 3 41\n", "a 1 2\nb 3 x\n", "a 1\nb\n"):
         broken.write_text(text)
@@ -207,66 +172,43 @@ def test_cpc_split_and_alignments(librispeech, tmp_path):
 
 
 def test_librispeech_probes_read_phones_and_speakers(librispeech, tmp_path):
-    phones = LibriSpeechProbe(str(librispeech), str(librispeech / "labels"), batch_size=4, num_workers=0)
+    phones = LibriSpeechProbe(str(librispeech), str(librispeech / "labels"), batch_size=4)
     phones.setup()
-    assert phones.train_set is not None
-    assert [len(batch) for batch in phones.train_set.batches] == [4, 4, 1]
+    assert [len(batch) for batch in phones.train.batches] == [4, 4, 1]
     batch = next(iter(phones.test_dataloader()))
     assert batch["features"].shape == (2, 241, 80)
     assert batch["lengths"].tolist() == [241, 241]
-    assert batch["labels"].shape == (2, 243)
+    assert batch["labels"].shape == (2, 242)
     speakers = LibriSpeechProbe(
-        str(librispeech), str(librispeech / "labels"), task="speaker", features="mfcc", num_workers=0
+        str(librispeech), str(librispeech / "labels"), task="speaker", features="mfcc", batch_size=4
     )
     speakers.setup()
     batch = next(iter(speakers.test_dataloader()))
     assert batch["features"].shape[2] == 39
     assert sorted(batch["labels"].tolist()) == [0, 1]  # "103" sorts before "27"
     with pytest.raises(EncoreError, match="cannot be read"):
-        LibriSpeechProbe(str(librispeech), str(tmp_path), num_workers=0).setup()
+        LibriSpeechProbe(str(librispeech), str(tmp_path), batch_size=4).setup()
     (tmp_path / "train_split.txt").write_text("9-9-9999\n")
     (tmp_path / "test_split.txt").write_text("9-9-9999\n")
     with pytest.raises(EncoreError, match="no utterance of the train split"):
-        LibriSpeechProbe(str(librispeech), str(tmp_path), task="speaker", num_workers=0).setup()
+        LibriSpeechProbe(str(librispeech), str(tmp_path), batch_size=4, task="speaker").setup()
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    root = tmp_path_factory.mktemp("commands")
-    rng = np.random.default_rng(0)
-    for word in ("yes", "marvin", "_background_noise_"):
-        (root / "train" / word).mkdir(parents=True)
-        for i in range(4):
-            length = 24000 if word.startswith("_") else 8000
-            soundfile.write(root / "train" / word / f"{i}.wav", 0.1 * rng.standard_normal(length), 16000)
-    for word in ("yes", "_unknown_", "_silence_"):
-        (root / "test" / word).mkdir(parents=True)
-        soundfile.write(root / "test" / word / "0.wav", 0.1 * rng.standard_normal(8000), 16000)
-    (root / "train" / "testing_list.txt").write_text("yes/0.wav\n")
-    (root / "train" / "validation_list.txt").write_text("yes/1.wav\nmarvin/1.wav\n")
-    return root
-
-
-def test_speech_commands_have_twelve_classes_drawn_equally_often(commands, tmp_path):
-    module = SpeechCommandsProbe(str(commands / "train"), str(commands / "test"), num_workers=0)
+def test_keywords_are_drawn_equally_often_and_a_second_long(tmp_path):
+    root = fixtures.commands(tmp_path)
+    module = SpeechCommandsProbe(str(root / "train"), str(root / "test"), batch_size=32)
     module.setup()
-    assert len(downstream.COMMANDS) == 12
-    batch = next(iter(module.test_dataloader()))
-    assert batch["labels"].tolist() == [11, 10, 0]  # _silence_, _unknown_, yes
+    assert next(iter(module.test_dataloader()))["labels"].tolist() == [11, 10, 0]  # _silence_, _unknown_, yes
     batch = next(iter(module.val_dataloader()))
     assert sorted(batch["labels"].tolist()) == [0, 10, 11, 11, 11, 11]
     assert batch["lengths"].max() == 101  # one second of the recordings
-    clips = module.train_items
-    assert len(clips) == 2 + 3 + 4
+    assert len(module.train) == 2 + 3 + 4
     torch.manual_seed(0)
-    drawn = torch.stack([clips.dataset.labels[m[0]] for m in clips.of_class]).tolist()
-    assert drawn == [0, 10, 11]
-    counts = torch.bincount(torch.stack([clips[0][1] for _ in range(120)]), minlength=12)
+    counts = torch.bincount(torch.stack([module.train[0][1] for _ in range(120)]), minlength=12)
     assert counts[[0, 10, 11]].min() > 25
-    with pytest.raises(EncoreError, match=r"no \*/\*\.wav there"):
-        SpeechCommandsProbe(str(commands / "train"), str(tmp_path), num_workers=0).setup()
-    with pytest.raises(EncoreError, match=r"testing_list\.txt: cannot be read"):
-        SpeechCommandsProbe(str(tmp_path), str(commands / "test"), num_workers=0).setup()
+    noise = module.train.dataset
+    at = [path.parent.name for path in noise.paths].index("_background_noise_")
+    assert not torch.equal(noise[at][0], noise[at][0])
 
 
 def test_emodb_symbols_fold_to_phones():
@@ -303,8 +245,7 @@ def test_folds_hold_out_a_man_and_a_woman_and_three_sentences():
 def test_generated_sounds_are_split_and_validated_in_the_same_way_every_time():
     module = InMemory("sounds", num_clips=10, batch_size=2)
     module.setup()
-    assert module.train_set is not None
-    assert [len(batch) for batch in module.train_set.batches] == [2] * 4
+    assert [len(batch) for batch in module.train.batches] == [2] * 4
     first, again = next(iter(module.val_dataloader())), next(iter(module.val_dataloader()))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert first["inputs"].shape == (2, 101, 80)
@@ -315,7 +256,7 @@ def test_every_class_of_generated_sounds_is_trained_on_and_held_out(monkeypatch)
     module = InMemory("sounds", num_clips=50, batch_size=2)
     module.setup()
     clips = SoundClips(50, seconds=1.0, sample_rate=16000)
-    for part, each in ((module.train_set, 4), (module.val_set, 1)):
+    for part, each in ((module.train, 4), (module.valid, 1)):
         inside = [clip for i in range(len(part)) for clip in part[i]]
         classes = [label for wave, label in clips if any(torch.equal(wave[:100, None], clip) for clip in inside)]
         assert sorted(classes) == sorted(list(range(10)) * each)
@@ -341,8 +282,16 @@ def test_fsdd_holds_a_speaker_out(monkeypatch):
     monkeypatch.setattr(tables, "read_table", every_50th)
     waves, columns = data.load_source("fsdd")
     assert len(waves) == 60
-    probe = corpora.FSDDProbe(fold=1)
+    probe = corpora.FSDDProbe(fold=1, batch_size=32)
     probe.setup()
-    sizes = [sum(map(len, part.batches)) for part in (probe.train_set, probe.val_set, probe.test_set) if part]
+    sizes = [sum(map(len, part.batches)) for part in (probe.train, probe.valid, probe.test) if part]
     assert sum(sizes) == 60
     assert sizes[2] == sum(name == "jackson" for name in columns["speaker"])
+
+
+def test_altered_batches_pad_with_zeros():
+    off = Policy(time=0.0, frequency=0.0, noise=0.0)
+    batch = altered_batch([torch.ones(5, 3), torch.ones(8, 3)], off)
+    assert batch["lengths"].tolist() == [5, 8]
+    assert not batch["targets"][0, 5:].any()
+    assert torch.equal(batch["inputs"], batch["targets"])

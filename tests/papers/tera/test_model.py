@@ -1,9 +1,6 @@
-"""TERA's encoder against transformers' BERT layers, published sizes, padding, chunks, the loss, and s3prl's files."""
+"""TERA's encoder against transformers' BERT layers, padding, chunks, the loss, and facts."""
 
-import argparse
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -11,51 +8,27 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from common.errors import EncoreError
-from common.fast.flops import parameter_count
 from papers.tera import facts, interop
 from papers.tera.model import (
     TERA,
     Encoder,
     WeightedSum,
     reconstruction_loss,
-    tera_base,
-    tera_large,
-    tera_medium,
-    tera_slim,
 )
+from tests import tiny
 
 SIZES = {"dim": 16, "depth": 2, "num_heads": 4, "mlp_dim": 24}
 
 
-def tiny(input_dim=80, **changes):
+def model(input_dim=80, **changes):
     torch.manual_seed(0)
-    model = TERA(Encoder(input_dim, **(SIZES | changes)))
-    with torch.no_grad():  # away from the initial values, so that every parameter shows
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def test_published_parameter_counts():
-    with torch.device("meta"):
-        base = tera_base()
-        assert parameter_count(base.blocks.layers[1]) == 7_087_872
-        assert parameter_count(base.project) + parameter_count(base.norm) == 63_744
-        assert parameter_count(base) == 21_327_360
-        assert parameter_count(tera_base(40)) == 21_296_640
-        assert parameter_count(tera_medium()) == 42_590_976
-        assert parameter_count(tera_large()) == 85_118_208
-        assert parameter_count(tera_slim()) == 14_238_336
-        assert parameter_count(TERA(base).head) == 653_648
-        assert parameter_count(facts.head("hidden", 41)) == 768 * 768 + 768 + 768 * 41 + 41
-        assert parameter_count(facts.head("concat", 41)) == 9 * 768 * 41 + 41
+    return tiny.randomise(TERA(Encoder(input_dim, **(SIZES | changes))), 0.3)  # so that every parameter shows
 
 
 def test_initial_weights_are_those_of_bert():
     torch.manual_seed(0)
-    model = TERA(Encoder(80, dim=64, depth=2, num_heads=4, mlp_dim=256))
-    for name, parameter in model.named_parameters():
+    made = TERA(Encoder(80, dim=64, depth=2, num_heads=4, mlp_dim=256))
+    for name, parameter in made.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
         elif name.endswith("bias"):
@@ -76,7 +49,7 @@ def bert(encoder):
         attn_implementation="eager",
     )
     theirs = BertEncoder(config).eval()
-    released = interop.encoder_to_released(encoder.state_dict(), 2)
+    released = interop.LAYOUT.to_theirs(encoder.state_dict())
     theirs.load_state_dict(
         {name.removeprefix("encoder."): value for name, value in released.items() if name.startswith("encoder.")}
     )
@@ -84,7 +57,7 @@ def bert(encoder):
 
 
 def test_encoder_equals_transformers_bert_layers_with_the_additive_mask_of_the_release():
-    encoder = tiny().encoder
+    encoder = model().encoder
     theirs = bert(encoder)
     x, lengths = torch.randn(3, 30, 80), torch.tensor([30, 21, 5])
     valid = torch.arange(30) < lengths[:, None]
@@ -106,42 +79,42 @@ def test_encoder_equals_transformers_bert_layers_with_the_additive_mask_of_the_r
 
 
 def test_weights_go_to_bert_names_and_back():
-    encoder = tiny().encoder
-    released = interop.encoder_to_released(encoder.state_dict(), 2)
+    encoder = model().encoder
+    released = interop.LAYOUT.to_theirs(encoder.state_dict())
     assert {name for name in released if not name.startswith("encoder.")} == {
         f"input_representations.{part}.{kind}"
         for part in ("spec_transform", "LayerNorm")
         for kind in ("weight", "bias")
     }
     theirs = bert(encoder)
-    back = interop.encoder_from_released({f"encoder.{k}": v for k, v in theirs.state_dict().items()}, 2)
+    back = interop.LAYOUT.to_ours({f"encoder.{k}": v for k, v in theirs.state_dict().items()})
     for name, value in encoder.state_dict().items():
         if name.startswith("blocks."):
             assert torch.equal(back[name], value), name
 
 
 def test_padding_changes_nothing_and_chunks_start_afresh():
-    model = tiny(6)
+    made = model(6)
     x = torch.randn(2, 20, 6)
     x[1, 13:] = 0
     lengths = torch.tensor([20, 13])
     with torch.no_grad():
-        together = model(x, lengths)
-        torch.testing.assert_close(together[1, :13], model(x[1:, :13])[0], atol=1e-5, rtol=0)
+        together = made(x, lengths)
+        torch.testing.assert_close(together[1, :13], made(x[1:, :13])[0], atol=1e-5, rtol=0)
         other = x.clone()
         other[1, 13:] = 5.0
-        torch.testing.assert_close(model(other, lengths)[1, :13], together[1, :13], atol=1e-6, rtol=0)
-        cut = model.encoder.extract(x, lengths, longest=8)  # 7 + 7 + 6 frames
+        torch.testing.assert_close(made(other, lengths)[1, :13], together[1, :13], atol=1e-6, rtol=0)
+        cut = made.encoder.extract(x, lengths, longest=8)  # 7 + 7 + 6 frames
         assert len(cut) == 3
-        torch.testing.assert_close(cut[-1][0, 7:14], model.encoder(x[:1, 7:14])[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(cut[-1][1, 7:13], model.encoder(x[1:, 7:13])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(cut[-1][0, 7:14], made.encoder(x[:1, 7:14])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(cut[-1][1, 7:13], made.encoder(x[1:, 7:13])[0], atol=1e-5, rtol=0)
         assert torch.isfinite(torch.stack(cut)).all()
-        whole = model.encoder.extract(x, lengths)
-    assert torch.equal(whole[-1], model.encoder.hidden_states(x, lengths)[-1])
+        whole = made.encoder.extract(x, lengths)
+    assert torch.equal(whole[-1], made.encoder.hidden_states(x, lengths)[-1])
 
 
 def test_positions_reach_beyond_the_longest_crop():
-    encoder = tiny(4).encoder
+    encoder = model(4).encoder
     x = torch.randn(1, 1600, 4)
     with torch.no_grad():
         long = encoder.embed(x)[:, :1501]
@@ -179,112 +152,6 @@ def test_the_loss_is_one_pooled_mean_over_masked_entries():
     assert reconstruction_loss(torch.zeros_like(gaussian), gaussian, gaussian < 99).item() == pytest.approx(
         (2 / math.pi) ** 0.5, abs=0.005
     )
-
-
-def released_names(depth):
-    """Tensor names of a released TransformerModel, written out from the public class (not from our mapping)."""
-    modules = {"input_representations.spec_transform", "input_representations.LayerNorm"}
-    for i in range(depth):
-        parts = [f"attention.self.{part}" for part in ("query", "key", "value")]
-        parts += ["attention.output.dense", "attention.output.LayerNorm", "intermediate.dense"]
-        parts += ["output.dense", "output.LayerNorm"]
-        modules |= {f"encoder.layer.{i}.{part}" for part in parts}
-    return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
-
-
-@pytest.mark.parametrize("input_dim, kind", [(80, "mel"), (240, "fbank"), (39, "mfcc"), (40, "stored")])
-def test_released_files_are_written_and_read_back(input_dim, kind, tmp_path):
-    model, path = tiny(input_dim), tmp_path / "states.ckpt"
-    interop.save(model, path)
-    content = torch.load(path, weights_only=True)
-    assert set(content["Transformer"]) == released_names(2)
-    assert set(content["SpecHead"]) == {
-        f"{part}.{kind}" for part in ("dense", "LayerNorm", "output") for kind in ("weight", "bias")
-    }
-    assert content["Upstream_Config"]["transformer"]["intermediate_size"] == 24
-    assert content["Upstream_Config"]["transformer"]["layer_norm_eps"] == 1e-12
-    assert interop.front_end(path) == kind
-    again = interop.load(path)
-    assert not again.training
-    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    encoder = interop.load_encoder(path)
-    x = torch.randn(1, 9, input_dim)
-    with torch.no_grad():
-        assert torch.equal(encoder(x), model.encoder(x))
-
-
-def released_objects():
-    """Stand-ins for the objects in released files: the runner's arguments and the optimizer's schedule."""
-    module = types.ModuleType("optimizers")
-    module.WarmupLinearSchedule = type("WarmupLinearSchedule", (), {"__module__": "optimizers"})
-    return module
-
-
-def test_a_file_with_the_runners_objects_is_read_without_running_them(tmp_path, monkeypatch):
-    model, path = tiny(), tmp_path / "states.ckpt"
-    interop.save(model, path)
-    content = torch.load(path, weights_only=True)
-    module = released_objects()
-    monkeypatch.setitem(sys.modules, "optimizers", module)
-    schedule = module.WarmupLinearSchedule()
-    schedule.warmup, schedule.t_total = 0.07, 200000.0
-    content |= {
-        "Args": argparse.Namespace(upstream="tera", seed=1337),
-        "Optimizer": {"state": {}, "param_groups": [{"lr": 2e-4, "schedule": schedule}]},
-        "Config": content.pop("Upstream_Config"),  # where files before 2021 keep it
-    }
-    old = {name: name.replace("LayerNorm.weight", "LayerNorm.gamma") for name in content["Transformer"]}
-    old = {name: kept.replace("LayerNorm.bias", "LayerNorm.beta") for name, kept in old.items()}
-    content["Transformer"] = {old[name]: value for name, value in content["Transformer"].items()}
-    torch.save(content, path)
-    monkeypatch.delitem(sys.modules, "optimizers")
-    encoder = interop.load_encoder(path)
-    for (name, a), b in zip(model.encoder.state_dict().items(), encoder.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-
-
-class Harmful:
-    """Unpickling would call a function."""
-
-    def __reduce__(self):
-        return (print, ("this must not run",))
-
-
-def test_files_of_another_kind_size_or_design_are_clear_errors(tmp_path, capsys):
-    path = tmp_path / "states.ckpt"
-    interop.save(tiny(), path)
-    content = torch.load(path, weights_only=True)
-
-    def resaved(**changes):
-        torch.save(content | changes, path)
-        return path
-
-    def config(**changes):
-        return {"transformer": content["Upstream_Config"]["transformer"] | changes}
-
-    with pytest.raises(EncoreError, match="its config says pre_layer_norm=True"):
-        interop.load_encoder(resaved(Upstream_Config=config(pre_layer_norm=True)))
-    with pytest.raises(EncoreError, match="its config says share_layer=True"):
-        interop.load_encoder(resaved(Upstream_Config=config(share_layer=True)))
-    with pytest.raises(EncoreError, match=r"other size: .*mlp\.fc1"):
-        interop.load_encoder(resaved(Upstream_Config=config(intermediate_size=32)))
-    with pytest.raises(EncoreError, match="neither 'Upstream_Config' nor 'Config'"):
-        interop.load_encoder(resaved(Upstream_Config={}))
-    with pytest.raises(EncoreError, match="its front end is none of mel, fbank, mfcc"):
-        interop.front_end(resaved(Upstream_Config=config() | {"audio": {"n_mels": 160}}))
-    with pytest.raises(EncoreError, match="not a readable checkpoint"):
-        interop.load_encoder(resaved(Args=Harmful()))
-    assert "this must not run" not in capsys.readouterr().out
-    torch.save(content["Transformer"], path)
-    with pytest.raises(EncoreError, match="not in the released layout"):
-        interop.load_encoder(path)
-    interop.save(tiny(), path)
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(EncoreError, match="not a readable checkpoint"):
-        interop.load(path)
-    with pytest.raises(EncoreError, match="no such checkpoint"):
-        interop.load(tmp_path / "nothing.ckpt")
 
 
 def test_facts_follow_from_the_code_that_trains():

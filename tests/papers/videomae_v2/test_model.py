@@ -1,15 +1,11 @@
-"""VideoMAE V2: masks, architecture, objective, facts and published weights."""
-
-import json
-from pathlib import Path
+"""VideoMAE V2: masks, architecture and counted figures."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 
 from common.errors import EncoreError
-from papers.videomae_v2 import facts, interop, model
+from papers.videomae_v2 import facts, model
 from papers.videomae_v2.masking import (
     DualMasking,
     frame_decode_mask,
@@ -20,40 +16,7 @@ from papers.videomae_v2.masking import (
     tube_mask,
 )
 from papers.videomae_v2.model import VideoClassifier, VideoMAE, interpolate_positions, true_indices
-from papers.videomae_v2.module import IMAGENET_MEAN, IMAGENET_STD, Pretraining, cube_targets, dual_masked_loss
-
-SIZES = {"dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40, "patch_size": 4, "num_frames": 8, "image_size": 16}
-DECODER = {"decoder_dim": 16, "decoder_heads": 2, "decoder_mlp_dim": 28, "decoder_depth": 2}
-GRID = (4, 4, 4)
-
-
-def randomised(net: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter, biases and norms too, gets a random value: a dropped or swapped one shows."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-            if parameter.dim() == 1:
-                parameter.add_(0.5)
-    return net.eval()
-
-
-@pytest.fixture(scope="module")
-def mae() -> VideoMAE:
-    return randomised(VideoMAE(**SIZES, **DECODER))
-
-
-@pytest.fixture(scope="module")
-def classifier() -> VideoClassifier:
-    return randomised(VideoClassifier(**SIZES, num_classes=5))
-
-
-@pytest.fixture(scope="module")
-def batch() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    hidden, decoded = DualMasking(GRID, encoder_ratio=0.75)(3)
-    return {"video": torch.randn(3, 3, 8, 16, 16), "hidden": hidden, "decoded": decoded}
-
+from tests.papers.videomae_v2.conftest import DECODER, GRID, SIZES
 
 # Masks
 
@@ -233,55 +196,7 @@ def test_a_video_of_another_size_and_a_map_of_another_length_are_errors(mae, bat
         mae(batch["video"], batch["hidden"][:, :60])
 
 
-# Objective
-
-
-def test_targets_are_normalised_per_cube_and_channel_with_the_unbiased_deviation(mae, batch):
-    index = true_indices(batch["decoded"])
-    target = cube_targets(batch["video"], index, mae.encoder.embed, IMAGENET_STD)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    cubes = rearrange(batch["video"] * std + mean, "b c (t u) (h p) (w q) -> b (t h w) (u p q) c", u=2, p=4, q=4)
-    cubes = (cubes - cubes.mean(2, keepdim=True)) / (cubes.var(2, unbiased=True, keepdim=True).sqrt() + 1e-6)
-    expected = cubes.flatten(2)[batch["decoded"]].view(3, -1, 96)
-    torch.testing.assert_close(target, expected, atol=1e-5, rtol=1e-5)
-    still = cube_targets(torch.full((3, 3, 8, 16, 16), 0.3), index, mae.encoder.embed, IMAGENET_STD)
-    assert float(still.abs().max()) == 0, "a rounding error of the mean would be as large as the 1e-6"
-
-
-def test_loss_averages_over_decoded_and_hidden_cubes_only():
-    prediction = torch.tensor([[[1.0, 3.0], [5.0, 5.0], [2.0, 0.0]]])
-    loss = dual_masked_loss(prediction, torch.zeros_like(prediction), torch.tensor([[True, False, True]]))
-    assert float(loss) == pytest.approx((5 + 2) / 2)
-
-
-def test_rows_the_encoder_saw_get_no_gradient(mae, batch):
-    module = Pretraining(mae, lr=1e-3)
-    kept = []
-    handle = mae.decoder.register_forward_hook(lambda *a: (a[-1].retain_grad(), kept.append(a[-1]))[0])
-    module.loss(batch).backward()
-    handle.remove()
-    rows = kept[0].grad.abs().sum(-1)
-    seen = ~batch["hidden"].gather(1, true_indices(batch["decoded"]))
-    assert seen.sum() == 3 * 8
-    assert (rows[seen] == 0).all()
-    assert (rows[~seen] > 0).all()
-
-
 # Facts
-
-
-def test_parameter_counts_of_the_published_sizes():
-    with torch.device("meta"):
-        built = {
-            94_210_944: model.pretrain_videomae_base_patch16_224(),
-            317_782_016: model.pretrain_videomae_large_patch16_224(),
-            645_659_392: model.pretrain_videomae_huge_patch16_224(),
-            1_026_306_560: model.pretrain_videomae_giant_patch14_224(),
-            1_012_611_142: model.vit_giant_patch14_224(710),
-        }
-    for count, net in built.items():
-        assert sum(p.numel() for p in net.parameters()) == count
-    assert model.pretrain_videomae_giant_patch14_224.__name__ == "pretrain_videomae_giant_patch14_224"
 
 
 def test_multiply_adds_equal_a_count_by_hand_and_the_paper():
@@ -298,99 +213,3 @@ def test_multiply_adds_equal_a_count_by_hand_and_the_paper():
     assert facts.unread_multiply_adds(net, 160, 784) == stack(1, 384, 1536, 944) - last
     assert paper == pytest.approx(25.87, abs=0.005)
     assert facts.tokens([8, 14, 14], "redundant") == 80
-
-
-# Published weights
-
-
-@pytest.fixture(scope="module")
-def hub():
-    """transformers' two classes with random weights, every eps as in the released code."""
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
-
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
-    sizes |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2}
-    sizes |= {"decoder_intermediate_size": 28, "patch_size": 4, "image_size": 16, "num_frames": 8}
-    config = VideoMAEConfig(**sizes, layer_norm_eps=1e-6, use_mean_pooling=False, norm_pix_loss=True)
-    pretraining = randomised(VideoMAEForPreTraining(config))
-    config = VideoMAEConfig(**sizes, layer_norm_eps=1e-6, use_mean_pooling=True, num_labels=5)
-    fine_tuned = randomised(VideoMAEForVideoClassification(config))
-    return pretraining, fine_tuned
-
-
-def test_pretraining_equals_the_hub_class_both_ways(hub, mae, batch, tmp_path):
-    theirs, _ = hub
-    theirs.decoder.norm.eps = 1e-6
-    theirs.save_pretrained(tmp_path / "theirs")
-    interop.to_hub(mae, tmp_path / "ours")
-    back = type(theirs).from_pretrained(tmp_path / "ours").eval()
-    back.decoder.norm.eps = 1e-6
-    for net, other in ((interop.from_hub(tmp_path / "theirs").eval(), theirs), (mae, back)):
-        with torch.no_grad():
-            expected = other(batch["video"].transpose(1, 2), batch["hidden"])
-            output = net(batch["video"], batch["hidden"])
-            loss = Pretraining(net, lr=1e-3).loss(batch | {"decoded": batch["hidden"]})
-        torch.testing.assert_close(output, expected.logits, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
-        assert output.std() > 0.1
-
-
-def test_classifier_equals_the_hub_class_both_ways(hub, classifier, batch, tmp_path):
-    _, theirs = hub
-    theirs.fc_norm.eps = 1e-6
-    theirs.save_pretrained(tmp_path / "theirs")
-    interop.to_hub(classifier, tmp_path / "ours")
-    back = type(theirs).from_pretrained(tmp_path / "ours").eval()
-    back.fc_norm.eps = 1e-6
-    for net, other in ((interop.classifier_from_hub(tmp_path / "theirs").eval(), theirs), (classifier, back)):
-        with torch.no_grad():
-            torch.testing.assert_close(
-                net(batch["video"]), other(batch["video"].transpose(1, 2)).logits, atol=1e-5, rtol=1e-5
-            )
-
-
-def test_hub_names_of_older_checkpoints_are_read(mae):
-    state = {
-        name.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): value
-        for name, value in interop.state_to_hub(mae.state_dict()).items()
-    }
-    read = interop.state_from_hub(state)
-    assert read.keys() == mae.state_dict().keys()
-    assert all(torch.equal(read[name], value) for name, value in mae.state_dict().items())
-
-
-def test_names_of_the_released_files_are_read(mae, classifier):
-    def released(state, prefix):
-        renames = {"encoder.embed.": f"{prefix}patch_embed.", "encoder.norm.": f"{prefix}norm."}
-        renames |= {
-            "encoder.blocks.layers.": f"{prefix}blocks.",
-            "blocks.layers.": "blocks.",
-            "attn.out.": "attn.proj.",
-        }
-        out = {}
-        for name, value in state.items():
-            for ours, theirs in renames.items():
-                name = name.replace(ours, theirs)
-            out[name] = value
-        return out
-
-    for net, prefix in ((mae, "encoder."), (classifier, "")):
-        theirs = released(net.state_dict(), prefix)
-        assert f"{prefix}blocks.0.attn.q_bias" in theirs
-        read = interop.state_from_released(theirs)
-        assert read.keys() == net.state_dict().keys()
-        assert all(torch.equal(read[name], value) for name, value in net.state_dict().items())
-
-
-def test_weights_of_another_size_or_kind_and_damaged_files_are_errors(mae, classifier, tmp_path):
-    interop.to_hub(mae, tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
-    with pytest.raises(EncoreError, match=f"{tmp_path}.*other size"):
-        interop.from_hub(tmp_path)
-    with pytest.raises(EncoreError, match="no classifier head"):
-        interop.classifier_from_hub(tmp_path)
-    whole = Path(tmp_path, "model.safetensors").read_bytes()
-    Path(tmp_path, "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(EncoreError, match=r"model\.safetensors"):
-        interop.from_hub(tmp_path)

@@ -1,4 +1,4 @@
-"""BEATs' stages: objectives, exact resume, the iteration driver, fine-tuning, and the configs."""
+"""BEATs' stages: objectives, the iteration driver, fine-tuning, ensembles."""
 
 import math
 import warnings
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
+from common.errors import EncoreError
+from common.training.recipe import Optim
 from common.training.run import Run
-from papers.beats import interop, iterations
-from papers.beats.data import SoundsData
+from papers.beats import ensemble, fixtures, interop, iterations
+from papers.beats.data import AudioSetData, SoundsData, SpeechCommandsV1
 from papers.beats.model import AudioClassifier, Encoder, predicted_tokens
 from papers.beats.module import (
     FineTuneModule,
@@ -23,12 +24,14 @@ from papers.beats.module import (
     spec_augment,
 )
 from papers.beats.tokenizers import DistilledTokenizer
+from tests import tiny
 from tests.helpers import assert_resumes_exactly, train_steps
 
-STACK = {"num_heads": 2, "mlp_dim": 24, "conv_kernel": 4, "conv_groups": 2}
+STACK = fixtures.STACK
 ENCODER = {"patch_size": 8, "patch_dim": 8, "dim": 16, "depth": 1, **STACK}
 LAYER = {"depth": 1, **STACK}
-SIZES = {"encoder": ENCODER, "num_codes": 6, "code_dim": 4, "lr": 1e-3, "warmup_steps": 2, "total_steps": 6}
+OPTIM = Optim(lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98), schedule="linear", warmup=2, total=6)
+SIZES = {"encoder": ENCODER, "num_codes": 6, "code_dim": 4, "optim": OPTIM}
 
 
 def pretrain(kind=PretrainModule, **changes):
@@ -44,13 +47,6 @@ def teacher():
 def tokenizer_module(model=None, **changes):
     torch.manual_seed(0)
     return TokenizerModule(**(SIZES | {"teacher": model or teacher(), "estimator": LAYER} | changes))
-
-
-def quiet(module, seen=None):
-    """Outside a trainer: what would be logged goes to `seen`."""
-    module.log_dict = lambda values, **kwargs: (seen if seen is not None else {}).update(values)
-    module.log = lambda name, value, **kwargs: (seen if seen is not None else {}).update({name: value})
-    return module
 
 
 def batch(frames=None):
@@ -71,22 +67,22 @@ class Reuse(SoundsData):
 
     def __init__(self, made):
         super().__init__(batch_size=4)
-        self.train_set, self.val_set = made.train_set, made.val_set
+        self.train, self.valid = made.train, made.valid
 
     def setup(self, stage=None):
         pass
 
 
 def test_uniform_logits_cost_ln_of_the_number_of_codes():
-    module = quiet(pretrain(num_codes=1024))
+    module = pretrain(num_codes=1024)
     nn.init.zeros_(module.predictor.head.weight)
     nn.init.zeros_(module.predictor.head.bias)
-    loss = module.training_step(batch())
+    loss = module.loss(batch())["loss"]
     assert loss.item() == pytest.approx(math.log(1024)) == pytest.approx(6.9315, abs=5e-5)
 
 
 def test_labels_come_from_the_whole_clean_input_and_the_loss_from_masked_audio_alone(monkeypatch):
-    module = quiet(pretrain())
+    module = pretrain()
     module.predictor.stack.dropout.p = 0.0
     calls = {}
     encode, tokenize = module.encoder.forward, module.tokenizer.tokenize
@@ -109,23 +105,35 @@ def test_labels_come_from_the_whole_clean_input_and_the_loss_from_masked_audio_a
     monkeypatch.setattr(module.tokenizer, "tokenize", labels)
     monkeypatch.setattr(module.predictor, "forward", predictor)
     data = batch([32, 32, 20, 8])
-    assert module.training_step(data).item() == pytest.approx(0, abs=1e-6)  # logits and labels meet at the same tokens
+    assert module.loss(data)["loss"].item() == pytest.approx(0, abs=1e-6)  # logits and labels meet at the same tokens
     assert calls["input"] is data["spectrogram"]
     assert calls["keep"].sum(1).tolist() == [2, 2, 2, 2]  # 25% of 8 tokens
+
+
+def test_validation_hides_the_same_tokens_every_time_and_leaves_the_random_state_alone():
+    module, seen = pretrain().eval(), []
+    module.log = lambda name, value, **_: seen.append(value.item())
+    data = batch()
+    for _ in range(2):
+        before = torch.get_rng_state()
+        module.validation_step(data, 3)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(5)
+    assert seen[:2] == seen[2:]
 
 
 def test_label_smoothing_is_the_open_recipes():
     data = batch()
     losses = []
     for smoothing in (0.0, 0.1):
-        module = quiet(pretrain(label_smoothing=smoothing)).eval()
+        module = pretrain(label_smoothing=smoothing).eval()
         torch.manual_seed(9)
-        losses.append(module.training_step(data).item())
+        losses.append(module.loss(data)["loss"].item())
     assert losses[0] != losses[1]
 
 
 def test_the_regression_control_predicts_patches_normalised_one_by_one():
-    module = quiet(pretrain(PatchRegressionModule))
+    module = pretrain(PatchRegressionModule)
     data = batch()
     target = module.targets(data["spectrogram"], None)
     assert target.shape == (4, 8, 64)
@@ -133,20 +141,20 @@ def test_the_regression_control_predicts_patches_normalised_one_by_one():
     torch.testing.assert_close(target.std(-1), torch.ones(4, 8), atol=1e-3, rtol=0)
     patch = data["spectrogram"][1, 0, 8:16, 8:16].flatten()  # token 3: second time step, second band
     torch.testing.assert_close(target[1, 3], (patch - patch.mean()) / patch.std(), atol=1e-4, rtol=1e-4)
-    assert module.training_step(data).item() == pytest.approx(1.0, abs=0.15)  # a near-zero prediction of unit variance
+    assert module.loss(data)["loss"].item() == pytest.approx(1.0, abs=0.15)  # a near-zero prediction of unit variance
 
 
 def test_frozen_parts_stay_in_eval_mode_and_untrained():
     frozen = DistilledTokenizer(Encoder(**ENCODER), num_codes=6, code_dim=4)
     frozen.quantizer.set_codebook(torch.randn(6, 4))
-    module = quiet(pretrain(tokenizer=frozen)).train()
+    module = pretrain(tokenizer=frozen).train()
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     assert not any(part.training for part in module.tokenizer.modules())
     assert module.encoder.training
-    module.training_step(batch()).backward()
+    module.loss(batch())["loss"].backward()
     assert all(p.grad is None for p in frozen.parameters())
     assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
-    second = quiet(tokenizer_module()).train()
+    second = tokenizer_module().train()
     assert not any(part.training for part in second.teacher.modules())
     trained = {id(p) for group in second.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
     assert trained.isdisjoint({id(p) for p in second.teacher.parameters()})
@@ -154,23 +162,22 @@ def test_frozen_parts_stay_in_eval_mode_and_untrained():
 
 
 def test_tokenizer_loss_is_distillation_plus_commitment():
-    seen = {}
-    module = quiet(tokenizer_module(commitment=2.0), seen)
-    loss = module.training_step(batch([32, 32, 20, 8]))
-    assert loss.item() == pytest.approx((seen["train/distillation"] + 2 * seen["train/commitment"]).item())
-    assert seen["train/commitment"] > 0
-    assert 0 < seen["train/distillation"] < 2
-    assert 1 <= seen["train/perplexity"] <= 6
+    module = tokenizer_module(commitment=2.0)
+    seen = module.loss(batch([32, 32, 20, 8]))
+    assert seen["loss"].item() == pytest.approx((seen["distillation"] + 2 * seen["commitment"]).item())
+    assert seen["commitment"] > 0
+    assert 0 < seen["distillation"] < 2
+    assert 1 <= seen["perplexity"] <= 6
 
 
 def test_a_fine_tuned_teacher_teaches_its_class_logits_per_token():
     classifier = AudioClassifier(teacher(), 5).eval()
-    module = quiet(tokenizer_module(classifier))
+    module = tokenizer_module(classifier)
     x = batch()["spectrogram"]
     torch.testing.assert_close(module.teach(x, None), classifier.head(classifier.encoder(x)))
     assert module.estimator(torch.randn(1, 3, 4)).shape == (1, 3, 5)
     torch.testing.assert_close(tokenizer_module().teach(x, None), teacher().eval()(x))
-    assert torch.isfinite(module.training_step(batch()))
+    assert torch.isfinite(module.loss(batch())["loss"])
 
 
 def test_perplexity_is_the_effective_number_of_codes():
@@ -178,16 +185,12 @@ def test_perplexity_is_the_effective_number_of_codes():
     assert perplexity(torch.zeros(8, dtype=torch.long), 16).item() == pytest.approx(1)
 
 
-def test_pretraining_resumes_bit_for_bit(sounds, tmp_path):
-    assert_resumes_exactly(pretrain, lambda: Reuse(sounds), tmp_path)
-
-
 def test_tokenizer_training_resumes_bit_for_bit_with_its_codebook(sounds, tmp_path):
     assert_resumes_exactly(tokenizer_module, lambda: Reuse(sounds), tmp_path)
 
 
 def test_three_iterations_start_afresh_and_the_last_may_have_a_fine_tuned_teacher(sounds, tmp_path):
-    settings = iterations.Settings(ENCODER, LAYER, LAYER, num_codes=6, code_dim=4)
+    settings = iterations.Settings(ENCODER, LAYER, LAYER, num_codes=6, code_dim=4, batch_size=4)
     run = Run("beats", "test", "arm", 0, "smoke", tmp_path)
     taught = []
 
@@ -197,7 +200,7 @@ def test_three_iterations_start_afresh_and_the_last_may_have_a_fine_tuned_teache
 
     def go():
         return iterations.iterate(
-            run, Reuse(sounds), settings, encoder_steps=1, tokenizer_steps=1, iterations=3, fine_tune=fine_tune
+            run, sounds.train, settings, encoder_steps=1, tokenizer_steps=1, iterations=3, fine_tune=fine_tune
         )
 
     encoders, tokenizers = go()
@@ -222,8 +225,8 @@ def test_three_iterations_start_afresh_and_the_last_may_have_a_fine_tuned_teache
 
 
 def test_every_stage_starts_from_weights_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(iterations, "fit", lambda module, *args, **kwargs: module)
-    settings = iterations.Settings(ENCODER, LAYER, LAYER, num_codes=6, code_dim=4)
+    monkeypatch.setattr(iterations, "train_on", lambda run, module, *args, **kwargs: module)
+    settings = iterations.Settings(ENCODER, LAYER, LAYER, num_codes=6, code_dim=4, batch_size=4)
 
     def start(seed):
         run = Run("beats", "test", "arm", seed, "smoke", tmp_path)
@@ -236,10 +239,10 @@ def test_every_stage_starts_from_weights_of_its_own(tmp_path, monkeypatch):
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
 
 
-def fine_tune(**changes):
+def fine_tune(lr=0.1, layer_decay=None, total=10, **changes):
     torch.manual_seed(0)
-    sizes = {"num_classes": 10, "encoder": ENCODER, "lr": 0.1, "warmup_steps": 0, "total_steps": 10}
-    return FineTuneModule(**(sizes | changes))
+    optim = Optim(lr=lr, weight_decay=0.01, betas=(0.9, 0.98), schedule="cosine", layer_decay=layer_decay, total=total)
+    return FineTuneModule(optim, **({"num_classes": 10, "encoder": ENCODER} | changes))
 
 
 def test_layer_decay_lowers_the_rate_towards_the_input():
@@ -291,33 +294,116 @@ def test_spec_augment_zeroes_one_stripe_on_each_axis_in_every_clip():
 
 def test_fine_tuning_objectives():
     ce, bce = (
-        quiet(fine_tune(objective="ce")),
-        quiet(fine_tune(objective="bce", mixup_alpha=0.5, time_mask=4, mel_mask=2)),
+        fine_tune(objective="ce"),
+        fine_tune(objective="bce", mixup_alpha=0.5, time_mask=4, mel_mask=2),
     )
     for module in (ce, bce):
         nn.init.zeros_(module.model.head.weight)
-    assert ce.training_step(batch()).item() == pytest.approx(math.log(10))
-    assert bce.training_step(batch()).item() == pytest.approx(math.log(2))
+    assert ce.loss(batch()).item() == pytest.approx(math.log(10))
+    assert bce.loss(batch()).item() == pytest.approx(math.log(2))
 
 
 def test_fine_tuning_learns_and_reports_accuracy(sounds, tmp_path):
-    module = fine_tune(objective="ce", lr=5e-3, layer_decay=1.0, total_steps=50)
+    module = fine_tune(objective="ce", lr=5e-3, total=50)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _, losses = train_steps(lambda: module, lambda: Reuse(sounds), tmp_path, 50)
     assert sum(losses[-10:]) < sum(losses[:10]) - 1.5  # from about ln 10 by at least 0.15
-    assert "val/accuracy" in (tmp_path / "metrics.csv").read_text()
+    assert "val/top1" in (tmp_path / "metrics.csv").read_text()
 
 
-CONFIGS = sorted((Path(__file__).parents[3] / "papers/beats/configs").glob("*.yaml"))
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    return fixtures.commands(tmp_path_factory.mktemp("commands"))
 
 
-def test_every_config_says_what_it_is_and_how_to_run_it():
-    names = {path.stem for path in CONFIGS}
-    assert {"smoke", "cpu", "paper_iter1", "paper_tokenizer", "paper_iter2", "paper_finetune"} <= names
-    for path in CONFIGS:
-        first, second = path.read_text().splitlines()[:2]
-        assert first.startswith("# ")
-        assert second.startswith("# ")
-        assert f"papers/beats/configs/{path.name}" in second
-        assert set(yaml.safe_load(path.read_text())) >= {"model", "data", "trainer", "seed_everything"}
+def member(path, seed, **changes):
+    """A checkpoint of a fine-tuning as the trainer writes it, with random weights; its classifier."""
+    torch.manual_seed(seed)
+    sizes = {"num_classes": 12, "objective": "ce", "encoder": fixtures.ENCODER}
+    module = FineTuneModule(Optim(lr=0.1), **(sizes | changes))
+    with torch.no_grad():
+        module.model.head.weight.normal_(std=1.0 + 2 * seed)  # members of unlike confidence
+    state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(state, path)
+    return module.model.eval()
+
+
+def loader_of(data):
+    data.setup()
+    return data.test_dataloader()
+
+
+@pytest.mark.parametrize("objective", ["ce", "bce"])
+def test_an_ensemble_is_the_mean_of_probabilities_and_not_of_logits(objective, commands, tmp_path):
+    paths = [tmp_path / f"{seed}.ckpt" for seed in (0, 1)]
+    models = [member(path, seed, objective=objective) for seed, path in enumerate(paths)]
+    loader = loader_of(SpeechCommandsV1(str(commands), batch_size=2))
+    ours, labels, multilabel = ensemble.average(paths, loader)
+    to_probabilities = torch.sigmoid if objective == "bce" else lambda logits: logits.softmax(-1)
+    with torch.no_grad():
+        logits = [torch.cat([m(b["spectrogram"], ensemble.batch_padding(b, 16)) for b in loader]) for m in models]
+    tables = [to_probabilities(x) for x in logits]
+    torch.testing.assert_close(ours, (tables[0] + tables[1]) / 2)
+    assert (ours - to_probabilities((logits[0] + logits[1]) / 2)).abs().max() > 0.02
+    assert multilabel is (objective == "bce")
+    assert labels.tolist() == [9, 10, 11]
+    alone, _, _ = ensemble.average(paths[1:], loader)
+    torch.testing.assert_close(alone, tables[1])
+
+
+def test_scores_are_macro_map_or_accuracy():
+    probabilities = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.1, 0.4]])
+    # class 0: the positives are ranked 1 and 3; class 1: the one positive is ranked second
+    truths = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    expected = ((1 + 2 / 3) / 2 + 1 / 2) / 2
+    assert ensemble.score(probabilities, truths, True) == ("map", pytest.approx(100 * expected))
+    assert ensemble.score(probabilities, torch.tensor([0, 0, 0]), False) == ("top1", pytest.approx(200 / 3))
+
+
+def test_an_ensemble_on_audioset_files_gives_map(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[3])
+    (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/0a,Bark\n1,/m/0b,Rain\n")
+    for folder in ("unbalanced_train", "eval"):
+        rows = "".join(f'clip-{i}, 0.000, 10.000, "{mid}"\n' for i, mid in enumerate(("/m/0a", "/m/0b")))
+        (tmp_path / f"{folder.removesuffix('_train')}{'_train' * (folder != 'eval')}_segments.csv").write_text(rows)
+        for i in range(2):
+            tiny.wav(tmp_path / folder / f"clip-{i}.wav", 8000, seed=i)
+    paths = [str(tmp_path / f"{seed}.ckpt") for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        member(path, seed, num_classes=2, objective="bce")
+    overrides = ["--data.init_args.root", str(tmp_path), "--data.init_args.num_workers", "0"]
+    configs = [f"--config=papers/beats/configs/{name}.yaml" for name in ("base", "paper_finetune")]
+    name, value = ensemble.run([*paths, *configs, *overrides])
+    assert name == "map"
+    data = AudioSetData(str(tmp_path), batch_size=10)
+    data.setup()
+    probabilities, truths, _ = ensemble.average(paths, data.val_dataloader())
+    assert truths.tolist() == [[1, 0], [0, 1]]
+    # two clips a class, one of them positive: its precision is 1 when it ranks first, else 1/2
+    ranked_first = (probabilities.diagonal() > probabilities.flip(0).diagonal()).double()
+    assert value == pytest.approx(100 * (0.5 + ranked_first / 2).mean().item())
+    assert "of 2 models" in capsys.readouterr().out
+
+
+def test_bad_members_and_configs_are_errors_that_name_the_file(commands, tmp_path):
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    member(first, 0)
+    member(second, 1, num_classes=5)
+    loader = loader_of(SpeechCommandsV1(str(commands), batch_size=2))
+    with pytest.raises(EncoreError, match=r"second\.ckpt: has 5 exclusive classes, but .*first\.ckpt has 12"):
+        ensemble.average([first, second], loader)
+    with pytest.raises(EncoreError, match="at least one checkpoint"):
+        ensemble.average([], loader)
+    with pytest.raises(EncoreError, match=r"none\.ckpt: no such checkpoint"):
+        ensemble.average([tmp_path / "none.ckpt"], loader)
+    unknown = AudioClassifier(Encoder(**fixtures.ENCODER), 12).state_dict()
+    torch.save({"state_dict": unknown, "hyper_parameters": {}}, second)
+    with pytest.raises(EncoreError, match=r"second\.ckpt: holds no classifier"):
+        ensemble.average([second], loader)
+    with pytest.raises(EncoreError, match="do not fit the data's labels"):
+        ensemble.score(*ensemble.average([first], loader)[:2], True)
+    with pytest.raises(EncoreError, match="--device quantum: there is no such device"):
+        ensemble.run(["--config", "none.yaml", str(first), "--device", "quantum"])
+    with pytest.raises(SystemExit):
+        ensemble.run([str(first), "--config", str(tmp_path / "none.yaml")])

@@ -1,7 +1,7 @@
-"""Learners along a stream: exact resume, what moves and what does not, baselines' objectives, configs, claims."""
+"""Learners along a stream: exact resume, what moves and what does not, baselines' objectives, configs."""
 
 import csv
-from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from common.errors import EncoreError
 from common.training.cli import run as train
-from common.training.run import Run
-from papers.nmc_continual import claims, interop, module, pretraining, streams
+from common.training.recipe import Optim
+from papers.nmc_continual import fixtures, module, pretraining, streams
 from papers.nmc_continual.baselines import EWC, FineTuning, LinearHead, ScaleAndShift
 from papers.nmc_continual.data import StreamData, TensorImages
-from papers.nmc_continual.model import FrozenViT, NearestMean, Precomputed, SmallResNet
+from papers.nmc_continual.model import NearestMean, Precomputed, SmallResNet
 from papers.nmc_continual.module import NMC
-from tests.helpers import assert_resumes_exactly, requires_mirror, train_steps
-from tests.papers.nmc_continual.test_data import write_cifar100, write_core50, write_five
+from tests import tiny
+from tests.helpers import assert_resumes_exactly, train_steps
 
 CONFIGS = Path(module.__file__).parent / "configs"
 SIZES = {"num_classes": 4, "num_tasks": 2}
@@ -63,11 +62,11 @@ def nmc() -> NMC:
 
 
 def ewc() -> EWC:
-    return EWC(encoder(), lr=1e-2, beta=5.0, fisher_images=4, **SIZES)
+    return EWC(encoder(), optim=Optim(lr=1e-2), beta=5.0, fisher_images=4, **SIZES)
 
 
 def scale_and_shift() -> ScaleAndShift:
-    return ScaleAndShift(encoder(), lr=1e-2, own_task_only=True, **SIZES)
+    return ScaleAndShift(encoder(), optim=Optim(lr=1e-2), own_task_only=True, **SIZES)
 
 
 @pytest.mark.parametrize("make", [nmc, ewc, scale_and_shift])
@@ -114,7 +113,7 @@ def test_accuracy_within_a_tasks_own_classes_never_changes_for_class_means_and_d
     _, _, frozen = follow(nmc(), Toy(), tmp_path / "nmc")
     assert frozen["restricted_drift"] == 0
     assert frozen["restricted_accuracy"] >= frozen["final_accuracy"]
-    tuned = FineTuning(encoder(), lr=3e-2, **SIZES)
+    tuned = FineTuning(encoder(), optim=Optim(lr=3e-2), **SIZES)
     _, _, results = follow(tuned, Toy(epochs=4, noise=2.0), tmp_path / "tuned")
     assert results["restricted_drift"] > 0
     assert results["forgetting"] > 10  # the second task's classes take over
@@ -165,15 +164,15 @@ def features_stream() -> Toy:
 
 def test_masked_rows_train_exactly_like_a_head_that_grows(tmp_path):
     torch.manual_seed(0)
-    learner = LinearHead(Precomputed(64), lr=1e-2, **SIZES)
+    learner = LinearHead(Precomputed(64), optim=Optim(lr=1e-2), **SIZES)
     start = {name: p.detach().clone() for name, p in learner.head.named_parameters()}
     data = features_stream()
     learner, losses, _ = follow(learner, data, tmp_path)
     grown: list[nn.Parameter] = []
     by_hand = []
     for position, *indices in data.batches():
-        x = torch.stack([data.train_set[i][0] for i in indices])
-        y = torch.tensor([data.train_set[i][1] for i in indices])
+        x = torch.stack([data.train_set[i]["image"] for i in indices])
+        y = torch.tensor([data.train_set[i]["label"] for i in indices])
         if len(grown) == 2 * data.batches().task_at(position):  # two rows more, and a new optimizer for all
             rows = slice(len(grown), len(grown) + 2)
             grown += [nn.Parameter(start["weight"][rows].clone()), nn.Parameter(start["bias"][rows].clone())]
@@ -192,7 +191,7 @@ def test_the_loss_is_over_seen_classes_or_over_those_of_the_current_task():
     batch = {"image": data.train_set.images[-5:], "label": torch.tensor([2, 3, 2, 3, 3])}
     for own, columns in ((False, [0, 2, 3]), (True, [2, 3])):
         torch.manual_seed(0)
-        learner = attached(LinearHead(Precomputed(64), own_task_only=own, **SIZES), data)
+        learner = attached(LinearHead(Precomputed(64), optim=Optim(lr=1e-3), own_task_only=own, **SIZES), data)
         learner.seen[0] = True
         logits = learner.head(batch["image"])[:, columns]
         expected = F.cross_entropy(logits, torch.tensor([columns.index(int(c)) for c in batch["label"]]))
@@ -213,7 +212,7 @@ def test_only_head_and_adapters_move_over_a_frozen_encoder(tmp_path):
 def test_fisher_information_of_a_linear_head_is_the_closed_form():
     data = features_stream()
     torch.manual_seed(0)
-    learner = attached(EWC(Precomputed(64), fisher_images=10, **SIZES), data)
+    learner = attached(EWC(Precomputed(64), optim=Optim(lr=1e-3), fisher_images=10, **SIZES), data)
     learner.seen[:] = True
     images = data.train_set.images[:2000:2]
     found = learner.fisher_information(images, torch.Generator().manual_seed(1))
@@ -234,7 +233,7 @@ def test_fisher_information_of_a_linear_head_is_the_closed_form():
 def test_the_penalty_holds_weights_to_the_last_tasks_by_the_summed_fisher_information():
     data = features_stream()
     torch.manual_seed(0)
-    learner = attached(EWC(Precomputed(64), beta=3.0, fisher_images=8, **SIZES), data)
+    learner = attached(EWC(Precomputed(64), optim=Optim(lr=1e-3), beta=3.0, fisher_images=8, **SIZES), data)
     learner.seen[:2] = True
     assert learner.penalty() == 0
     learner.consolidate(0)
@@ -266,7 +265,7 @@ def test_the_penalty_holds_weights_to_the_last_tasks_by_the_summed_fisher_inform
 def test_a_strong_penalty_keeps_what_the_first_task_needs_and_none_does_not(tmp_path):
     moved = {}
     for beta in (0.0, 1e4):
-        learner, ends = EWC(encoder(), lr=3e-3, beta=beta, fisher_images=8, **SIZES), []
+        learner, ends = EWC(encoder(), optim=Optim(lr=3e-3), beta=beta, fisher_images=8, **SIZES), []
         learner.evaluate = lambda task, own=learner, to=ends: to.append((own.anchor.clone(), own.fisher.clone()))
         data = Toy((12, 12), epochs=3)
         data.setup()
@@ -278,7 +277,7 @@ def test_a_strong_penalty_keeps_what_the_first_task_needs_and_none_does_not(tmp_
 
 def test_the_joint_stream_is_one_task_with_everything(tmp_path):
     data = Toy(joint=True, epochs=2)
-    learner = FineTuning(encoder(), num_classes=4, num_tasks=1, lr=1e-2)
+    learner = FineTuning(encoder(), num_classes=4, num_tasks=1, optim=Optim(lr=1e-2))
     _, losses, results = follow(learner, data, tmp_path)
     assert len(losses) == 2 * 6
     assert results["forgetting"] == 0
@@ -311,7 +310,7 @@ def test_the_streaming_pass_starts_from_its_config_and_from_a_pretrained_encoder
     assert trained.trainer.callback_metrics["stream/final_accuracy"] > 30  # ten classes, random features
     assert trained.trainer.callback_metrics["stream/restricted_drift"] == 0
     torch.manual_seed(0)
-    made = pretraining.Pretraining(SmallResNet(), num_classes=5)
+    made = pretraining.Pretraining(SmallResNet(), num_classes=5, optim=Optim(lr=1e-3))
     torch.save({"state_dict": made.state_dict()}, tmp_path / "last.ckpt")
     loaded = pretraining.from_checkpoint(str(tmp_path / "last.ckpt"))
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), made.backbone.parameters()))
@@ -322,181 +321,32 @@ def test_the_streaming_pass_starts_from_its_config_and_from_a_pretrained_encoder
 
 def test_pretraining_learns_and_its_rate_follows_a_cosine(tmp_path):
     torch.manual_seed(0)
-    learner = pretraining.Pretraining(
-        encoder(), num_classes=4, lr=1e-2, warmup_steps=2, total_steps=20, weight_decay=0.0
-    )
+    optim = Optim(lr=1e-2, schedule="cosine", warmup=2, total=20)
+    learner = pretraining.Pretraining(encoder(), num_classes=4, optim=optim)
     data = Toy((30, 30), joint=True, epochs=1, batch_size=10)
     data.setup()
 
     class Epochs(Toy):
         def train_dataloader(self):
             from common.training.loaders import train_loader
-            from papers.nmc_continual.data import collate
 
-            return train_loader(self.train_set, 10, seed=0, trainer=self.trainer, collate_fn=collate)
+            return train_loader(self.train_set, 10, seed=0, trainer=self.trainer)
 
     _, losses = train_steps(lambda: learner, lambda: Epochs((30, 30)), tmp_path, 20)
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.3
     assert learner.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
 
 
-PAPER = {
-    "paper_cifar100": ("SplitCIFAR100", 100, 10, False),
-    "paper_cifar100_normalised": ("SplitCIFAR100", 100, 10, True),
-    "paper_core50": ("CORe50", 50, 8, False),
-    "paper_imagenet_r": ("SplitImageNetR", 200, 10, False),
-    "paper_five_datasets": ("FiveDatasets", 50, 5, False),
-    "paper_cifar100_finetune": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_ewc": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_linear": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_scale_shift": ("SplitCIFAR100", 100, 10, True),
-    "paper_cifar100_joint": ("SplitCIFAR100", 100, 1, True),
-}
+STREAMED = ("cifar100", "cifar100_normalised", "core50", "imagenet_r", "five_datasets")
 
 
-def test_every_config_says_what_it_is_and_how_to_run_it():
-    names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert names == {*PAPER, "smoke", "smoke_nmc", "cpu", "cpu_nmc", "cpu_finetune"}
-    for path in CONFIGS.glob("*.yaml"):
-        first, second = path.read_text().splitlines()[:2]
-        assert first.startswith("# ")
-        assert f"papers/nmc_continual/configs/{path.name}" in second
-    for name, (data, classes, tasks, normalise) in PAPER.items():
-        config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-        assert config["data"]["class_path"] == f"papers.nmc_continual.data.{data}"
-        assert config["data"]["init_args"]["normalise"] is normalise
-        model = config["model"]["init_args"]
-        assert (model["num_classes"], model["num_tasks"]) == (classes, tasks)
-        assert config["trainer"]["max_epochs"] == 1
-        assert config["trainer"]["precision"] == "32-true"  # tests and training see the same features
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """All data sets of the paper configs in small, and a file of weights."""
-    root = tmp_path_factory.mktemp("sets")
-    write_cifar100(root, binary=False, train=1)
-    write_core50(root, objects=3)
-    write_five(root)
-    for number in range(200):
-        folder = root / "imagenet-r" / f"n{number:08}"
-        folder.mkdir(parents=True)
-        source = root / "core50_128x128" / "s1" / "o1" / "C_01_01_000.png"
-        for i in range(2):
-            (folder / f"art_{i}.png").write_bytes(source.read_bytes())
-    torch.manual_seed(0)
-    vit = FrozenViT(image_size=16, patch_size=8, dim=64, depth=2, num_heads=1)
-    torch.save(interop.state_to_timm(vit.state_dict()), root / "vit.pth")
-    return root
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_paper_configs_run_on_small_sets_in_the_real_format(name, sets, tmp_path):
-    model: dict = {"backbone": {"init_args": {"path": str(sets / "vit.pth")}}}
-    if name == "paper_cifar100_ewc":
-        model["fisher_images"] = 3
-    stream = {"root": str(sets), "batch_size": 16, "num_workers": 0, "image_size": 16}
-    baseline = name.startswith("paper_cifar100_") and not name.endswith("normalised")
-    steps = {"max_steps": 3} if baseline else {}
-    changes = {
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 1, "default_root_dir": str(tmp_path), **steps},
-        "model": {"init_args": model},
-        "data": {"init_args": stream},
-    }
-    (tmp_path / "changes.yaml").write_text(yaml.safe_dump(changes))
-    trained = train(["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--config", str(tmp_path / "changes.yaml")])
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_published_stream_runs_to_its_end_on_small_sets(name, tmp_path):
+    write = next(write for pattern, write in fixtures.FIXTURES.items() if fnmatch(f"paper_{name}.yaml", pattern))
+    options = write(tmp_path) | {"trainer.accelerator": "cpu", "data.init_args.num_workers": 0}
+    trained = tiny.train(CONFIGS / f"paper_{name}.yaml", options, tmp_path / "run")
     metrics = trained.trainer.callback_metrics
-    assert torch.isfinite(metrics["train/loss"])
-    if baseline:
-        assert trained.trainer.global_step == 3
-        return
     assert 0 <= metrics["stream/final_accuracy"] <= 100
     assert (trained.model.tested.sum(1) > 0).all()
     assert metrics["stream/restricted_drift"] == 0
     assert trained.model.classifier.counts.sum() == len(trained.datamodule.train_set)
-
-
-# Claims
-
-
-@pytest.fixture
-def quick_grid(monkeypatch):
-    """1 or 2 passes, the first try of every learner; the linear head keeps two."""
-    monkeypatch.setattr(claims, "PASSES", (1, 2))
-    for learner, (kind, choices) in claims.LEARNERS.items():
-        assert len(choices) == (2 if learner == "joint" else 4)
-        monkeypatch.setitem(claims.LEARNERS, learner, (kind, choices[-2:] if learner == "linear_head" else choices[:1]))
-
-
-def unit(entry: str, folder: Path, arm: str = "learners") -> dict[str, float]:
-    """The metrics of one unit of a claim at smoke scale."""
-    return getattr(claims, entry)(Run("nmc_continual", entry, arm, 0, "smoke", folder))
-
-
-@requires_mirror("omniglot")
-@requires_mirror("mnist")
-def test_one_encoder_serves_every_learner_of_a_unit_and_a_trained_one_keeps_its_best_try(
-    quick_grid, tmp_path, monkeypatch
-):
-    started: dict[str, torch.Tensor] = {}
-
-    def watched(run, kind, options, encoder, data, name, real=claims.follow):
-        started[name] = parameters_to_vector(encoder.parameters()).detach().clone()
-        return real(run, kind, options, encoder, data, name)
-
-    monkeypatch.setattr(claims, "follow", watched)
-    found = unit("on_digits", tmp_path)
-    assert all(np.isfinite(value) for value in found.values())
-    tries = {f"{name}-{passes}-0" for name in claims.LEARNERS for passes in (1, 2)}
-    tries |= {"nmc", "linear_head-1-1", "linear_head-2-1"}
-    assert started.keys() == tries
-    assert {path.parent.name for path in tmp_path.rglob("done.ckpt")} == {"pretraining", *tries}
-    kept = torch.load(tmp_path / "pretraining" / "done.ckpt", weights_only=True)["state_dict"]
-    trained = torch.cat([v.flatten() for k, v in kept.items() if k.startswith("backbone.")])
-    assert all(torch.equal(weights, trained) for weights in started.values())
-    for learner in claims.LEARNERS:
-        best = [found[f"{learner}_final_accuracy_{passes}"] for passes in (1, 2)]
-        assert found[f"{learner}_final_accuracy"] == max(best)
-        assert found[f"{learner}_passes"] == (1 if best[0] >= best[1] else 2)
-    assert found["nmc_restricted_drift"] == 0
-    assert found["nmc_final_accuracy"] == unit("representation", tmp_path / "full", "full")["final_accuracy"]
-    variants = unit("variants", tmp_path / "variants", "nmc")
-    assert variants.keys() == {f"{s}_{v}" for s in ("digits", "characters") for v in module.VARIANTS}
-    assert variants["digits_nearest_mean"] == pytest.approx(found["nmc_final_accuracy"])
-
-
-@requires_mirror("omniglot")
-@requires_mirror("mnist")
-def test_without_pretraining_the_encoder_is_the_initial_one(tmp_path, monkeypatch):
-    untrained = unit("representation", tmp_path / "random", "random")
-    assert {path.parent.name for path in tmp_path.rglob("done.ckpt")} == {"characters", "digits"}
-    monkeypatch.setitem(claims.PLANS, "smoke", replace(claims.PLANS["smoke"], pretraining_steps=8))
-    steps = []
-    monkeypatch.setattr(
-        claims, "fit", lambda *args, real=claims.fit, **how: steps.append(how["max_steps"]) or real(*args, **how)
-    )
-    partly = unit("representation", tmp_path / "partly", "partly")
-    assert steps[0] == 2
-    assert untrained.keys() == partly.keys()
-
-
-@requires_mirror("omniglot")
-@requires_mirror("mnist")
-def test_a_unit_stopped_between_two_learners_ends_as_if_it_had_not_been_stopped(quick_grid, tmp_path, monkeypatch):
-    expected = unit("on_characters", tmp_path / "whole")
-    fitted: list[str] = []
-
-    def stops(*args, real=claims.fit, **how):
-        fitted.append(how["name"])
-        if len(fitted) == 4:
-            raise KeyboardInterrupt
-        return real(*args, **how)
-
-    monkeypatch.setattr(claims, "fit", stops)
-    with pytest.raises(KeyboardInterrupt):
-        unit("on_characters", tmp_path / "stopped")
-    assert fitted == ["pretraining", "nmc", "scale_shift-1-0", "scale_shift-2-0"]
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("done.ckpt")}
-    assert unit("on_characters", tmp_path / "stopped") == expected
-    assert len(written) == 3
-    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
