@@ -192,8 +192,6 @@ def test_a_training_checkpoint_with_wrapped_names_is_the_same_model(tmp_path, im
     image = VisionTransformer(image_size=24, patch_size=8, dim=64, depth=1, embed_dim=20, mlp_dim=96)
     text = TextTransformer(dim=64, depth=2, vocab_size=60, context_length=11, embed_dim=20)
     model = tiny.randomise(CLIP(image, text))
-        CLIP(image, TextTransformer(dim=64, depth=2, vocab_size=60, context_length=11, embed_dim=20))
-    )
     state = interop.RELEASED_VIT.to_theirs(model.state_dict())
     for prefix in ("module.", "module._orig_mod.", "_orig_mod.", "model."):
         wrapped = {"epoch": 3, "name": "run", "state_dict": {prefix + name: value for name, value in state.items()}}
