@@ -34,9 +34,12 @@ class LabelledImages(Dataset[dict[str, Any]]):
     """{image, label} of files, or of uint8 arrays (H, W) or (H, W, 3), in RGB through a transform."""
 
     def __init__(
-        self, items: Sequence[Any], labels: Sequence[int] | np.ndarray, transform: Callable[[Image.Image], Tensor]
+        self,
+        items: Sequence[Any] | np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        transform: Callable[[Image.Image], Tensor],
     ) -> None:
-        self.items, self.labels, self.transform = items, labels, transform
+        self.items, self.labels, self.transform = items, np.asarray(labels), transform
 
     def __len__(self) -> int:
         return len(self.labels)
