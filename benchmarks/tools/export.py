@@ -32,6 +32,11 @@ def export(slug: str, checkpoint: Path, out: Path, config: Path | None = None, f
     """
     paper = catalog.load_one(slug)
     refuse_occupied(out, force)
+    if checkpoint.is_dir():
+        raise EncoreError(
+            f"{checkpoint}: is a folder, and export takes the checkpoint of a run; what is in the hub's format is read "
+            f'by common.interop.encoder.Encoder.from_directory("{checkpoint}", paper="{slug}")'
+        )
     found = load_checkpoint(checkpoint, config)
     encoder = encoder_of(slug, found)
     temporary = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -82,7 +82,7 @@ def read_shard(file: Path) -> Iterator[str]:
     """The field `text` of every line. EncoreError with file and line for anything else."""
     line = 0
     try:
-        with gzip.open(file, "rt", encoding="utf-8") as stream:
+        with gzip.open(file, "rt", encoding="utf-8-sig") as stream:
             for content in stream:
                 line += 1
                 text = json.loads(content)["text"]

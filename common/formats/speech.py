@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from common.errors import EncoreError
+from common.formats.lines import table_rows
 from common.training.loaders import Loaders, train_loader
 
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "unknown", "silence")
@@ -186,13 +187,9 @@ def length_table(root: Path, subset: str, tables: Path | None = None) -> list[En
 def read_table(table: Path) -> list[Entry]:
     """A length table (index,file_path,length,label), longest first."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        entries = [(row["file_path"], int(row["length"])) for row in rows]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EncoreError(f"{table}: cannot be read ({error}); check the data folder") from None
-    except (KeyError, TypeError, ValueError):
-        raise EncoreError(f"{table}: expected the columns file_path,length; write it anew or delete it") from None
+        entries = [(row["file_path"], int(row["length"])) for row in table_rows(table, "file_path", "length")]
+    except ValueError as error:
+        raise EncoreError(f"{table}: a length is no number ({error}); write it anew or delete it") from None
     return sorted(entries, key=lambda entry: -entry[1])
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.errors import EncoreError
+from common.formats.images import load_image
 from common.formats.lines import text_lines
 
 
@@ -50,17 +51,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def decode_image(cell: dict[str, Any] | bytes, mode: str = "RGB") -> Image.Image:
-    """PIL image of a cell, converted to mode ('RGB', 'L', 'RGBA'). Transparent pixels become white in 'RGB' and 'L'."""
+    """PIL image of a cell in mode 'RGB', 'L' or 'RGBA'; see common.formats.images."""
     data, name = _content(cell)
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise EncoreError(f"image {name}: cannot be decoded ({error}); remove or replace it") from None
-    if mode != "RGBA" and (image.mode in ("RGBA", "LA") or "transparency" in image.info):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return load_image(data, mode, f"image {name}")
 
 
 def decode_images(cells: Iterable[dict[str, Any] | bytes], mode: str = "RGB", size: int | None = None) -> np.ndarray:
@@ -95,4 +88,4 @@ def decode_audio(cell: dict[str, Any] | bytes) -> tuple[np.ndarray, int]:
 def _content(cell: dict[str, Any] | bytes) -> tuple[bytes, str]:
     if isinstance(cell, bytes):
         return cell, f"of {len(cell)} bytes"
-    return cell["bytes"], repr(cell.get("path"))
+    return cell["bytes"] or b"", repr(cell.get("path"))

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import torch
@@ -35,6 +36,10 @@ class ByteBPE:
         self.bos, self.pad, self.eos, self.unk = (tokenizer.token_to_id(token) for token in BART_SPECIALS)
         self.mask = tokenizer.token_to_id(MASK)
         self.special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.tokenizer.encode_special_tokens = True  # which a copy, or a worker's tokenizer, would forget
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -121,8 +126,8 @@ def _hub_files(directory: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     for name in ("vocab.json", "merges.txt"):
         if not (directory / name).is_file():
             raise EncoreError(f"{directory}: no {name}; a tokenizer directory holds vocab.json and merges.txt")
-    vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
-    return vocabulary, _parse_merges((directory / "merges.txt").read_text(encoding="utf-8"))
+    vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8-sig"))
+    return vocabulary, _parse_merges((directory / "merges.txt").read_text(encoding="utf-8-sig"))
 
 
 def _parse_merges(text: str) -> list[tuple[str, str]]:
@@ -152,6 +157,7 @@ def clean(text: str) -> str:
 class ClipTokenizer:
     """CLIP's lower-cased byte-level BPE. Called on captions it gives (N, context_length) ids: sot, pieces, eot, zeros.
 
+    `<|startoftext|>` and `<|endoftext|>` inside a caption are the tokens themselves, as in the public hub's tokenizer.
     Ids as in the released code: 256 bytes, 256 bytes that end a word, one token a merge, then sot and eot, so eot is
     the largest id (49407 for the published merges). A caption that is too long loses its last pieces, never eot; an
     empty one gives sot, eot.
@@ -251,7 +257,7 @@ def clip_tokenizer(path: Path, context_length: int = 77) -> ClipTokenizer:
         if path.is_dir():
             return ClipTokenizer(*_hub_files(path), context_length)
         data = path.read_bytes()
-        merges = _parse_merges((gzip.decompress(data) if path.suffix == ".gz" else data).decode())
+        merges = _parse_merges((gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig"))
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise EncoreError(f"{path}: not a CLIP tokenizer ({error}); download it again") from None
     return ClipTokenizer.from_merges(merges[:CLIP_MERGES], context_length)

@@ -20,7 +20,9 @@ PREFIX = "##"  # of a piece that goes on with a word
 class WordPiece:
     """Lower-cased words cut into pieces, longest first.
 
-    `unk`, `cls`, `sep`, `mask` are ids; `[PAD]` is 0. Texts are encoded without special tokens.
+    `unk`, `cls`, `sep`, `mask` are ids; `[PAD]` is 0. Texts are encoded without special tokens, and `[MASK]` and the
+    like inside a text are text (a bracket, a word, a bracket), as in the released code: the public hub's tokenizer does
+    so with split_special_tokens=True.
     """
 
     def __init__(self, vocabulary: dict[str, int]) -> None:

@@ -32,7 +32,10 @@ class Encoded(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """An encoder to use elsewhere. Gradients flow through `encode`, so it can be trained on.
+    """An encoder to use elsewhere.
+
+    Gradients flow through `encode` as through any module, so it can be trained on: to read features only, call it under
+    torch.no_grad(), as `encore embed` does, or every batch keeps its graph. `read` prepares a file, without weights.
 
     A paper's export.py defines a subclass and names it ENCODER; its docstring says what a batch is.
     """

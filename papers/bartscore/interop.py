@@ -39,8 +39,8 @@ def load_weights_into(scorer: BARTScorer, weights: str | Path) -> None:
     with one more `model.`), or a training checkpoint of this repository.
     """
     state = load_weights(weights)
-    if "state_dict" in state:
-        check_and_load(scorer, _own(state["state_dict"]), weights)  # type: ignore[arg-type]
+    if any(name.startswith("scorer.") for name in state):
+        check_and_load(scorer, _own(state), weights)
         return
     if all(name.startswith("model.") for name in state):
         state = {name.removeprefix("model."): value for name, value in state.items()}

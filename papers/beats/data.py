@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from common.errors import EncoreError
 from common.formats.audio import kaldi_fbank, load_audio
+from common.formats.lines import table_rows, text_lines
 from common.formats.speech import Clips, Parts, iemocap, speech_command_words, speech_commands
 from common.training.loaders import Balanced, Loaders
 from common.worlds.sounds import SoundClips
@@ -106,13 +107,11 @@ class AudioFiles(Loaders):
 
 def read_classes(path: Path) -> dict[str, int]:
     """class_labels_indices.csv (index,mid,display_name) -> {mid: index}."""
-    with _open(path) as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"index", "mid"} <= rows[0].keys():
-        raise EncoreError(
-            f"{path}: expected the columns index,mid,display_name; use AudioSet's class_labels_indices.csv"
-        )
-    return {row["mid"]: int(row["index"]) for row in rows}
+    rows = table_rows(path, "index", "mid")
+    try:
+        return {row["mid"]: int(row["index"]) for row in rows}
+    except ValueError as error:
+        raise EncoreError(f"{path}: an index is no number ({error}); use AudioSet's own file") from None
 
 
 def read_segments(path: Path, classes: dict[str, int], root: Path) -> Clips:
@@ -123,25 +122,22 @@ def read_segments(path: Path, classes: dict[str, int], root: Path) -> Clips:
     EncoreError.
     """
     paths, rows, missing = [], [], []
-    with _open(path) as file:
-        for number, row in enumerate(csv.reader(file, skipinitialspace=True), start=1):
-            if not row or row[0].startswith("#"):
-                continue
-            if len(row) != 4:
-                raise EncoreError(
-                    f'{path}, line {number}: expected `YTID, start, end, "labels"`, got {len(row)} fields'
-                )
-            unknown = [mid for mid in row[3].split(",") if mid not in classes]
-            if unknown:
-                raise EncoreError(f"{path}, line {number}: label {unknown[0]!r} is not in the class list")
-            found = next((p for p in (root / f"{row[0]}.wav", root / f"Y{row[0]}.wav") if p.exists()), None)
-            if found is None:
-                missing.append(row[0])
-                continue
-            label = torch.zeros(len(classes))
-            label[[classes[mid] for mid in row[3].split(",")]] = 1
-            paths.append(found)
-            rows.append(label)
+    for number, row in enumerate(csv.reader(text_lines(path), skipinitialspace=True), start=1):
+        if not row or row[0].startswith("#"):
+            continue
+        if len(row) != 4:
+            raise EncoreError(f'{path}, line {number}: expected `YTID, start, end, "labels"`, got {len(row)} fields')
+        unknown = [mid for mid in row[3].split(",") if mid not in classes]
+        if unknown:
+            raise EncoreError(f"{path}, line {number}: label {unknown[0]!r} is not in the class list")
+        found = next((p for p in (root / f"{row[0]}.wav", root / f"Y{row[0]}.wav") if p.exists()), None)
+        if found is None:
+            missing.append(row[0])
+            continue
+        label = torch.zeros(len(classes))
+        label[[classes[mid] for mid in row[3].split(",")]] = 1
+        paths.append(found)
+        rows.append(label)
     if not paths:
         raise EncoreError(f"{path}: none of its {len(missing)} segments has a file in {root}; expected YTID.wav there")
     if missing:
@@ -151,13 +147,6 @@ def read_segments(path: Path, classes: dict[str, int], root: Path) -> Clips:
             stacklevel=2,
         )
     return Clips(paths, torch.stack(rows))
-
-
-def _open(path: Path) -> Any:
-    try:
-        return path.open(newline="", encoding="utf-8-sig")
-    except OSError as error:
-        raise EncoreError(f"{path}: cannot be read ({error.strerror}); check the data folder") from None
 
 
 class AudioSetData(AudioFiles):
@@ -196,19 +185,20 @@ class ESC50Data(AudioFiles):
 
     def parts(self) -> Parts:
         table = self.root / "meta" / "esc50.csv"
-        with _open(table) as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not {"filename", "fold", "target"} <= rows[0].keys():
-            raise EncoreError(f"{table}: expected the columns filename,fold,target; use ESC-50's own table")
+        rows = table_rows(table, "filename", "fold", "target")
+        try:
+            numbers = [(int(row["fold"]), int(row["target"])) for row in rows]
+        except ValueError as error:
+            raise EncoreError(f"{table}: a fold or target is no number ({error}); use ESC-50's own table") from None
         clips = []
         for inside in (False, True):
-            chosen = [row for row in rows if (int(row["fold"]) == self.fold) is inside]
+            chosen = [(row["filename"], n) for row, (fold, n) in zip(rows, numbers) if (fold == self.fold) is inside]
             if not chosen:
                 raise EncoreError(
                     f"{table}: no clip {'in' if inside else 'outside'} fold {self.fold}; folds are 1 to 5"
                 )
-            labels = torch.tensor([int(row["target"]) for row in chosen])
-            clips.append(Clips([self.root / "audio" / row["filename"] for row in chosen], labels))
+            labels = torch.tensor([label for _, label in chosen])
+            clips.append(Clips([self.root / "audio" / name for name, _ in chosen], labels))
         return Parts(clips[0], clips[1], clips[1])
 
 

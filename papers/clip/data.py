@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 
 from common import sources
 from common.errors import EncoreError
-from common.formats.images import LabelledImages
+from common.formats.images import LabelledImages, load_image, opened
 from common.formats.tables import decode_images, read_table
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
 from common.training.loaders import Loaders
@@ -31,7 +31,7 @@ from papers.clip.shards import CaptionShards, expand_shards
 from papers.clip.zero_shot import TEMPLATES, read_lines
 
 
-def class_folders(root: str, class_names: Sequence[str], image_size: int) -> LabelledImages:
+def class_folders(root: str, class_names: Sequence[str], image_size: int, as_released: bool = False) -> LabelledImages:
     """The images of an ImageFolder whose sorted folders are the classes named by class_names, in that order."""
     if not Path(root).is_dir():
         raise EncoreError(f"{root}: no such folder; it must hold one folder of images a class (ImageFolder)")
@@ -44,7 +44,9 @@ def class_folders(root: str, class_names: Sequence[str], image_size: int) -> Lab
             f"{root} has {len(found.classes)} class folders, the list of class names {len(class_names)}; "
             "give one name a line, in the order of the sorted folders"
         )
-    return LabelledImages([path for path, _ in found.samples], found.targets, image_transform(image_size, train=False))
+    transform = image_transform(image_size, train=False, as_released=as_released)
+    read = opened if as_released else load_image
+    return LabelledImages([path for path, _ in found.samples], found.targets, transform, read)
 
 
 class WebData(L.LightningDataModule):
@@ -53,7 +55,9 @@ class WebData(L.LightningDataModule):
     shards: brace pattern of local tar files. tokenizer: the released merges, or a folder with vocab.json and
     merges.txt. batch_size is per process. zero_shot_root, class_names (a file, one name a line)
     and templates (a file, one pattern with {} a line; default: a small set of our own) are for validation, and may be
-    left out.
+    left out. as_released: images as the authors' code prepares them: not turned by EXIF, resized as they are stored
+    (palettes by the nearest pixel) and made RGB last, so that transparent pixels show what is under them. It differs
+    for such images only.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class WebData(L.LightningDataModule):
         num_workers: int = 8,
         eval_batch_size: int = 256,
         seed: int = 0,
+        as_released: bool = False,
     ) -> None:
         super().__init__()
+        self.as_released = as_released
         self.tokenizer: ClipTokenizer = clip_tokenizer(Path(tokenizer), context_length)
         self.image_size, self.batch_size, self.eval_batch_size = image_size, batch_size, eval_batch_size
         self.shard_pattern, self.shuffle_buffer, self.num_workers, self.seed = shards, shuffle_buffer, num_workers, seed
@@ -95,7 +101,7 @@ class WebData(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         self.train_shards = CaptionShards(
             expand_shards(self.shard_pattern),
-            image_transform(self.image_size, train=True),
+            image_transform(self.image_size, train=True, as_released=self.as_released),
             self.tokenizer,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -104,6 +110,7 @@ class WebData(L.LightningDataModule):
             shuffle_buffer=self.shuffle_buffer,
             positions=self.positions.get(rank),
             first_batch=self.batches,
+            read=opened if self.as_released else load_image,
         )
         return DataLoader(
             self.train_shards,
@@ -115,7 +122,7 @@ class WebData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list[Any]:
         if self.zero_shot_root is None:
             return []
-        images = class_folders(self.zero_shot_root, self.class_names, self.image_size)
+        images = class_folders(self.zero_shot_root, self.class_names, self.image_size, self.as_released)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share = Subset(images, range(rank, len(images), world))
         return DataLoader(share, batch_size=self.eval_batch_size, num_workers=self.num_workers)

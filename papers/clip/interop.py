@@ -111,6 +111,11 @@ def _num_heads(blocks: Transformer) -> int:
     return first.attn.num_heads
 
 
+def _mlp_dim(blocks: Transformer) -> int:
+    first: Any = blocks.layers[0]
+    return first.mlp.fc1.out_features
+
+
 def hub_config(model: CLIP) -> dict[str, Any]:
     """config.json of transformers' CLIPModel for a model with a ViT."""
     if not isinstance(model.image, VisionTransformer):
@@ -128,7 +133,7 @@ def hub_config(model: CLIP) -> dict[str, Any]:
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
             "hidden_size": text.positions.shape[1],
-            "intermediate_size": 4 * text.positions.shape[1],
+            "intermediate_size": _mlp_dim(text.blocks),
             "num_hidden_layers": len(text.blocks),
             "num_attention_heads": _num_heads(text.blocks),
             "bos_token_id": text.vocab_size - 2,
@@ -140,7 +145,7 @@ def hub_config(model: CLIP) -> dict[str, Any]:
             "image_size": model.image.image_size,
             "patch_size": vit.embed.patch_size,
             "hidden_size": vit.positions.shape[1],
-            "intermediate_size": 4 * vit.positions.shape[1],
+            "intermediate_size": _mlp_dim(vit.blocks),
             "num_hidden_layers": len(vit.blocks),
             "num_attention_heads": _num_heads(vit.blocks),
         },
@@ -184,10 +189,8 @@ def from_hub(directory: str | Path) -> CLIP:
         if part["hidden_act"] != "quick_gelu" or part["layer_norm_eps"] != 1e-5:
             raise EncoreError(
                 f"{where}: {name} has hidden_act {part['hidden_act']!r} and layer_norm_eps {part['layer_norm_eps']}; "
-                "CLIP has 'quick_gelu' and 1e-05, so this is another model"
+                "CLIP has 'quick_gelu' and 1e-05, so this is another model: open it with transformers"
             )
-        if part["intermediate_size"] != 4 * part["hidden_size"]:
-            raise EncoreError(f"{where}: {name}.intermediate_size is not 4 * hidden_size, so this is not a CLIP")
     # 2 is what the published configs say by mistake; transformers then pools at the largest id, as the released code.
     if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
         raise EncoreError(
@@ -202,12 +205,14 @@ def from_hub(directory: str | Path) -> CLIP:
             dim=vision["hidden_size"],
             depth=vision["num_hidden_layers"],
             num_heads=vision["num_attention_heads"],
+            mlp_dim=vision["intermediate_size"],
             embed_dim=embed_dim,
         ),
         TextTransformer(
             dim=text["hidden_size"],
             depth=text["num_hidden_layers"],
             num_heads=text["num_attention_heads"],
+            mlp_dim=text["intermediate_size"],
             vocab_size=text["vocab_size"],
             context_length=text["max_position_embeddings"],
             embed_dim=embed_dim,
@@ -225,6 +230,8 @@ def to_hub(model: CLIP, directory: str | Path) -> None:
 def from_released(path: str | Path) -> CLIP:
     """Build the model of a file in the released layout (a plain state dict), any of the nine sizes or a smaller one.
 
+    open_clip's training checkpoints ({"epoch", "state_dict": {"module.visual..."}}) have it too. No file says which
+    activation it was trained with: one of a model without "-quickgelu" in its name used GELU, and differs here.
     The authors' .pt files are TorchScript programs, which are not loaded here: turn one into tensors once, where you
     trust it, with torch.save(torch.jit.load("ViT-B-32.pt", map_location="cpu").state_dict(), "vit_b32_state.pt").
     """
@@ -237,6 +244,7 @@ def from_released(path: str | Path) -> CLIP:
             depth=_depth(state, "text.blocks.layers."),
             vocab_size=state["text.token_embedding.weight"].shape[0],
             context_length=state["text.positions"].shape[0],
+            mlp_dim=state["text.blocks.layers.0.mlp.fc1.weight"].shape[0],
             embed_dim=embed_dim,
         )
     except KeyError as error:
@@ -254,6 +262,7 @@ def _released_image_tower(state: State, embed_dim: int) -> VisionTransformer | M
             patch_size=patch.shape[-1],
             dim=patch.shape[0],
             depth=_depth(state, "image.vit.blocks.layers."),
+            mlp_dim=state["image.vit.blocks.layers.0.mlp.fc1.weight"].shape[0],
             embed_dim=embed_dim,
         )
     first, second, third, fourth = (_depth(state, f"image.layer{i}.") for i in (1, 2, 3, 4))

@@ -26,7 +26,15 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self, *, image_size: int, patch_size: int, dim: int, depth: int, embed_dim: int, num_heads: int | None = None
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        embed_dim: int,
+        num_heads: int | None = None,
+        mlp_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.image_size, self.embed_dim, self.feature_dim = image_size, embed_dim, dim
@@ -36,6 +44,7 @@ class VisionTransformer(nn.Module):
             dim=dim,
             depth=depth,
             num_heads=num_heads or dim // HEAD_DIM,
+            mlp_dim=mlp_dim,
             patch_bias=False,
             norm_pre=True,
             eps=1e-5,
@@ -176,12 +185,14 @@ class TextTransformer(nn.Module):
         vocab_size: int = 49_408,
         context_length: int = 77,
         num_heads: int | None = None,
+        mlp_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.vocab_size, self.context_length, self.embed_dim = vocab_size, context_length, embed_dim
         self.token_embedding = nn.Embedding(vocab_size, dim)
         self.positions = nn.Parameter(torch.empty(context_length, dim))
-        self.blocks = Transformer(depth, dim, num_heads or dim // HEAD_DIM, 4 * dim, activation="quick_gelu")
+        heads = num_heads or dim // HEAD_DIM
+        self.blocks = Transformer(depth, dim, heads, mlp_dim or 4 * dim, activation="quick_gelu")
         self.norm = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, embed_dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)

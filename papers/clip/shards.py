@@ -4,7 +4,6 @@ A shard is a tar file; members with one stem are one sample: an image (jpg, jpeg
 Unusable samples are skipped and counted by reason (SKIP_REASONS); the data module reports the counts at the end.
 """
 
-import io
 import itertools
 import os
 import random
@@ -22,11 +21,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from common.errors import EncoreError
+from common.formats.images import load_image
+from common.interop.weights import refuse_pointer
 from common.training.loaders import seeded
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SKIP_REASONS = ("empty caption", "no image or no caption", "image cannot be decoded", "damaged shard")
 MOST_SKIPPED_IN_A_ROW = 1000
+GZIP = b"\x1f\x8b"
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -38,7 +40,29 @@ def expand_shards(pattern: str) -> list[str]:
             f"{missing[0]}: no such shard ({len(missing)} of {len(shards)} in {pattern!r} are missing); "
             "check data.init_args.shards"
         )
+    for shard in shards:
+        refuse_pointer(shard)
+        with open(shard, "rb") as file:
+            if file.read(2) == GZIP:
+                raise EncoreError(f"{shard}: is compressed, which gains nothing on images; unpack it with gunzip")
     return shards
+
+
+def pairs(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pairs in what WebDataset takes for one sample: a name's part before its first dot, and all that have it.
+
+    Members 7.jpg and 7.txt are a pair, and what else has that stem (7.seg.png) is passed over. Without such a pair,
+    stems with dots are meant: photo.1.jpg and photo.1.txt are one, photo.2.jpg and photo.2.txt another.
+    """
+    if "txt" in sample or any(suffix in sample for suffix in IMAGE_SUFFIXES):
+        return [sample]
+    stems: dict[str, dict[str, Any]] = {}
+    for name, data in sample.items():
+        stem, dot, suffix = name.rpartition(".")
+        if dot and not name.startswith("__"):
+            stems.setdefault(stem, {"__url__": sample["__url__"]})[suffix] = data
+    found = [each for each in stems.values() if "txt" in each and any(suffix in each for suffix in IMAGE_SUFFIXES)]
+    return found or [sample]
 
 
 def ends_properly(path: str) -> bool:
@@ -74,9 +98,10 @@ class CaptionShards(IterableDataset):
         shuffle_buffer: int = 1000,
         positions: dict[int, int] | None = None,
         first_batch: int = 0,
+        read: Callable[[bytes], Image.Image] = load_image,
     ) -> None:
         super().__init__()
-        self.shards, self.transform, self.tokenizer = shards, transform, tokenizer
+        self.shards, self.transform, self.tokenizer, self.read = shards, transform, tokenizer, read
         self.batch_size, self.seed, self.shuffle_buffer = batch_size, seed, shuffle_buffer
         self.rank, self.world, self.positions, self.first_batch = rank, world, positions or {}, first_batch
         self.skipped = torch.zeros(len(SKIP_REASONS), dtype=torch.int64).share_memory_()  # seen by all workers
@@ -126,12 +151,13 @@ class CaptionShards(IterableDataset):
             empty = True
             for sample in wds.tarfile_samples(urls, handler=self._broken_shard):
                 empty = False
-                if len(buffer) < self.shuffle_buffer:
-                    buffer.append(sample)
-                    continue
-                index = choice.randrange(len(buffer))
-                buffer[index], sample = sample, buffer[index]
-                yield sample
+                for pair in pairs(sample):
+                    if len(buffer) < self.shuffle_buffer:
+                        buffer.append(pair)
+                        continue
+                    index = choice.randrange(len(buffer))
+                    buffer[index], pair = pair, buffer[index]
+                    yield pair
             if empty:
                 raise EncoreError(f"{urls[0]['url']}: no samples there nor in the shards dealt with it; are they tars?")
             choice.shuffle(buffer)  # the pass ends with what is left, so every sample comes exactly once a pass
@@ -153,8 +179,8 @@ class CaptionShards(IterableDataset):
             self._count("empty caption")
             return None
         try:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            image = self.read(data)
+        except EncoreError:
             self._count("image cannot be decoded")
             return None
         with seeded(self.seed, self.rank, worker, number):

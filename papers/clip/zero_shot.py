@@ -1,7 +1,6 @@
 """Using a trained CLIP: zero-shot classifier with prompt ensembling (Sec. 3.1.4), features, linear probe (Sec. 3.2)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -9,6 +8,7 @@ from common.errors import EncoreError
 from common.eval.extract import extract_features
 from common.eval.linear_probe import Probe, logistic_probe
 from common.eval.zero_shot import zero_shot_weights
+from common.formats.lines import text_lines
 from papers.clip.model import CLIP
 
 # A few patterns of our own. The 80 of the paper are in the authors' repository: save them one a line and give the file.
@@ -27,11 +27,7 @@ def read_lines(path: str) -> list[str]:
     """Class names or templates: the lines of a UTF-8 file that are not empty. Raises EncoreError when there are
     none.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EncoreError(f"{path}: cannot be read ({error}); give a UTF-8 file with one entry a line") from error
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in text_lines(path) if line.strip()]
     if not lines:
         raise EncoreError(f"{path}: no entries; give a UTF-8 file with one entry a line")
     return lines

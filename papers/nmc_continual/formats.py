@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from common.errors import EncoreError
+from common.formats.images import load_image
 from common.interop.pickles import ARRAYS, load_pickle
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -138,9 +138,8 @@ def read_notmnist(root: str | Path, split: str) -> Arrays:
 
 def _grey(path: Path) -> np.ndarray | None:
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError):
+        return np.asarray(load_image(path, "L"))
+    except EncoreError:
         return None
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from common.errors import EncoreError
+from common.formats.lines import byte_lines
 from common.training.loaders import Loaders
 from papers.pointer_networks.geometry import Ints
 from papers.pointer_networks.metrics import is_tour, rows
@@ -100,15 +101,12 @@ class ProblemFile(Dataset):
             )
         self.points: list[np.ndarray] = []
         self.labels: list[Ints] = []
-        with self.path.open() as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith("\n"):
-                    raise EncoreError(
-                        f"{path}:{number}: no line end, so the file is truncated; fetch or write it again"
-                    )
-                points, label = self.parse(line, number)
-                self.points.append(points)
-                self.labels.append(label)
+        for number, (_, line) in enumerate(byte_lines(self.path), 1):
+            if not line.endswith(b"\n"):
+                raise EncoreError(f"{path}:{number}: no line end, so the file is truncated; fetch or write it again")
+            points, label = self.parse(line.decode(errors="replace"), number)
+            self.points.append(points)
+            self.labels.append(label)
         if not self.points:
             raise EncoreError(f"{path}: is empty; write it with python -m papers.pointer_networks.generate")
 

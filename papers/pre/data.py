@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from common.errors import EncoreError
 from common.formats.images import LabelledImages
+from common.formats.lines import text_lines
 from common.formats.tokenizers import ClipTokenizer, clip_tokenizer
 from common.training.loaders import Loaders
 from papers.clip.images import MEAN, STD, image_transform
@@ -83,7 +84,7 @@ def read_splits(root: Path, dataset: str) -> Splits:
 def _read_json(file: Path, images: Path) -> Splits:
     """CoOp's split file: {"train": [[path below the image folder, label, class name], ...], "val": ..., "test": ...}"""
     try:
-        content = json.loads(_text(file))
+        content = json.loads("\n".join(text_lines(file)))
         parts = {
             part: [Item(images / path, int(label), str(name)) for path, label, name in content[part]]
             for part in ("train", "test")
@@ -99,26 +100,18 @@ def _read_json(file: Path, images: Path) -> Splits:
 
 def _read_aircraft(folder: Path) -> Splits:
     """FGVC-Aircraft: variants.txt names the classes, images_variant_{train,test}.txt have "image name" lines."""
-    names = _text(folder / "variants.txt").splitlines()
-    labels = {name.strip(): label for label, name in enumerate(names)}
+    labels = {name.strip(): label for label, name in enumerate(text_lines(folder / "variants.txt"))}
     parts = {}
     for part in ("train", "test"):
         file = folder / f"images_variant_{part}.txt"
         items = []
-        for number, line in enumerate(_text(file).splitlines(), start=1):
+        for number, line in enumerate(text_lines(file), start=1):
             image, _, name = line.strip().partition(" ")
             if name not in labels:
                 raise EncoreError(f"{file}, line {number}: {name!r} is not in variants.txt; take both from one release")
             items.append(Item(folder / "images" / f"{image}.jpg", labels[name], name))
         parts[part] = items
     return Splits(**parts)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EncoreError(f"{file}: cannot be read ({error}); see the room's README for what lies where") from error
 
 
 def _class_names(items: Sequence[Item], where: object) -> list[str]:

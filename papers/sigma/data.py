@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from common.errors import EncoreError
+from common.formats.images import load_image, opened
+from common.formats.lines import text_lines
 from common.formats.video_clips import Entry, Sample, count_frames, indices, read_labelled, standardise
 from common.training.loaders import Loaders
 from papers.videomae_v2.data import UnlabelledVideos
@@ -42,11 +43,7 @@ class PretrainingVideos(UnlabelledVideos):
 
 def open_image(path: Path, mode: str | None = None) -> np.ndarray:
     """Pixels of an image file; without `mode` a palette image keeps its indices (the objects' numbers)."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image if mode is None else image.convert(mode))
-    except (OSError, UnidentifiedImageError) as error:
-        raise EncoreError(f"{path}: cannot be read as an image ({error}); fetch the data set again") from error
+    return np.array(opened(path) if mode is None else load_image(path, mode))
 
 
 class ObjectClips(Dataset[Sample]):
@@ -100,10 +97,7 @@ class ObjectVideos(Loaders):
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         path = Path(root, sequences)
-        try:
-            names = path.read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EncoreError(f"{path}: the list of sequences cannot be read ({error})") from error
+        names = [name for line in text_lines(path) for name in line.split()]
         if not names:
             raise EncoreError(f"{path}: names no sequence")
         self.test = ObjectClips(Path(root), images, masks, names, num_frames, image_size)

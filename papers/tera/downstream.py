@@ -74,7 +74,7 @@ def read_alignments(path: Path) -> dict[str, Tensor]:
     Returns {utterance: (frames,) int64}. EncoreError names the line of a class that is none.
     """
     found = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
         name, *phones = line.split()
         try:
             labels = [int(phone) for phone in phones]

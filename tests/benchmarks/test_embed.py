@@ -105,7 +105,7 @@ def test_bad_files_are_left_out_and_listed(model, images, tmp_path, monkeypatch)
     os.mkfifo(folder / "c/pipe.png")
     (folder / os.fsdecode(b"c/\xff.png")).write_bytes(outside.read_bytes())
     Image.fromarray(np.zeros((60, 60), np.uint8)).save(folder / "c/huge.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    monkeypatch.setattr("common.formats.images.MAX_PIXELS", 3000)
     out = tmp_path / "features.parquet"
     outcome = run(model, folder, out)
     listed = {bad["path"]: bad["error"] for bad in map(json.loads, errors_file(out).read_text().splitlines())}
@@ -356,6 +356,6 @@ def test_the_command_warns_of_some_bad_files_and_fails_when_all_are(model, image
     (images[0] / "bad.png").rename(tmp_path / "bad" / "bad.png")
     done = encore(tmp_path / "bad", "--force")
     assert done.exit_code == 1
-    assert "all of them, so nothing is written: not a readable image" in done.output
+    assert "all of them, so nothing is written: cannot be decoded" in done.output
     assert len(rows(tmp_path / "f.parquet")[0]) == 11
     assert isinstance(encore(images[0], "--audio", "x").exception, EncoreError)

@@ -110,6 +110,8 @@ def test_what_is_no_checkpoint_of_the_paper_is_one_line(checkpoint, tmp_path):
     cases = {"no such checkpoint": tmp_path / "nothing.ckpt", "not a readable checkpoint": tmp_path / "text.ckpt"}
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"weights": torch.ones(2)}, tmp_path / "weights.ckpt")
+    (tmp_path / "hub").mkdir()
+    cases[r'is a folder, .*from_directory\(".*hub", paper="pointer_networks"\)'] = tmp_path / "hub"
     cases["has no state_dict"] = tmp_path / "weights.ckpt"
     exported.bart(tmp_path / "bart.ckpt")
     cases["is a checkpoint of bart, not of pointer_networks"] = tmp_path / "bart.ckpt"

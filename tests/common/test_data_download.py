@@ -3,14 +3,20 @@
 import gzip
 import hashlib
 import io
+import os
 import re
 import tarfile
+import tempfile
 import threading
 import zipfile
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common import download as downloads
 from common import sources
@@ -19,13 +25,14 @@ from common.errors import EncoreError
 from common.sources import File, Source
 
 CONTENT = hashlib.sha256(b"encore").digest() * 20_000  # 640 kB
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
 def server(monkeypatch):
     """Serves CONTENT. cuts: so many answers break off halfway; ranges: the Range header of every request."""
-    state = SimpleNamespace(cuts=0, ranges=[], supports_range=True, status=None, body=CONTENT)
+    state = SimpleNamespace(cuts=0, ranges=[], supports_range=True, status=None, body=CONTENT, length=None)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -38,7 +45,7 @@ def server(monkeypatch):
                 return self.send_error(416)
             body = state.body[start:]
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body)) if state.length is None else state.length)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(state.body) - 1}/{len(state.body)}")
             self.end_headers()
@@ -223,3 +230,93 @@ def test_good_archives_are_unpacked_and_damaged_ones_leave_nothing(tmp_path):
     with pytest.raises(EncoreError, match="cannot be unpacked"):
         extract(archive, tmp_path / "broken")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["symlink", "dangling", "hard", "fifo"])
+def test_a_part_that_is_another_file_is_not_written_through(server, kind, tmp_path):
+    precious, part = tmp_path / "precious", tmp_path / "file.part"
+    if kind != "dangling":
+        precious.write_bytes(b"mine")
+    if kind == "fifo":
+        os.mkfifo(part)
+    elif kind == "hard":
+        part.hardlink_to(precious)
+    else:
+        part.symlink_to(precious)
+    with pytest.raises(EncoreError, match=r"file\.part: is (a link|no file); delete it"):
+        download(server.url, tmp_path / "file", SHA)
+    assert precious.read_bytes() == b"mine" if kind != "dangling" else not precious.exists()
+    assert not (tmp_path / "file").exists()
+
+
+def test_compressing_on_arrival_does_not_write_through_a_link(server, tmp_path):
+    (tmp_path / "precious").write_bytes(b"mine")
+    (tmp_path / "a.txt.gz.packed").symlink_to(tmp_path / "precious")
+    target = download(server.url, tmp_path / "a.txt.gz", SHA)
+    assert gzip.decompress(target.read_bytes()) == CONTENT
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "1e3", "", "9" * 30])
+def test_a_content_length_that_is_no_number_is_one_line(server, length, tmp_path):
+    server.length = length
+    with pytest.raises(ConnectionError, match="unexpected Content-Length") as error:
+        download(server.url, tmp_path / "file", SHA)
+    assert "\n" not in str(error.value)
+    server.length = None
+    assert download(server.url, tmp_path / "file", SHA).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", [None, "100"])
+def test_a_download_has_a_largest_size(server, length, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "LARGEST", 99 if length else len(CONTENT) - 1)
+    server.length = length
+    with pytest.raises(EncoreError, match="more than .* bytes"):
+        download(server.url, tmp_path / "file", SHA)
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("place", [-8, -4])  # its checksum, its length
+def test_a_gzipped_tar_with_a_wrong_end_is_not_unpacked(place, tmp_path):
+    archive = make_tar(tmp_path / "a.tar.gz", "good.txt")
+    content = bytearray(archive.read_bytes())
+    content[place] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(EncoreError, match=r"a\.tar\.gz: cannot be unpacked"):
+        extract(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_an_archive_whose_content_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "LARGEST", 1000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("zeros", bytes(2000))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("zeros")
+        info.size = 2000
+        tar.addfile(info, io.BytesIO(bytes(2000)))
+    for name in ("a.zip", "a.tar.gz"):
+        with pytest.raises(EncoreError, match=f"{name}: more than 1,000 bytes"):
+            extract(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@QUICK
+@given(data=st.data(), kind=st.sampled_from(["tar", "tar.gz", "tar.xz", "tar.bz2", "zip"]))
+def test_any_damage_of_an_archive_is_unpacked_or_refused(data, kind, tmp_path):
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    archive = folder / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("deep/er.txt", "ho" * 50)
+    else:
+        with tarfile.open(archive, f"w:{kind[4:]}") as tar:
+            info = tarfile.TarInfo("deep/er.txt")
+            info.size = 100
+            tar.addfile(info, io.BytesIO(b"ho" * 50))
+    content = bytearray(archive.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, min(len(content), 600) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    archive.write_bytes(content)
+    with suppress(EncoreError):
+        extract(archive, folder / "out")

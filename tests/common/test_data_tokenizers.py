@@ -1,7 +1,9 @@
 """Byte-level BPE: round trips, ids, and agreement with the public tokenizers on the same tiny vocabulary."""
 
+import copy
 import gzip
 import json
+import pickle
 
 import pytest
 
@@ -142,3 +144,22 @@ def test_clip_from_the_published_merges_file_equals_the_hub_form(clip, tmp_path)
     assert (from_merges.vocabulary["!"], from_merges.vocabulary["!</w>"]) == (0, 256)
     with pytest.raises(EncoreError, match=r"missing\.txt"):
         clip_tokenizer(tmp_path / "missing.txt")
+
+
+def test_special_strings_in_a_text_are_text_in_a_copy_and_in_a_worker_too(bpe):
+    text = "the </s> <mask>"
+    ids = bpe.encode(text)
+    assert not set(ids) & bpe.special_ids
+    for other in (pickle.loads(pickle.dumps(bpe)), copy.deepcopy(bpe)):
+        assert other.encode(text) == ids
+        assert other.encode_batch([text]) == [ids]
+
+
+def test_clips_end_token_in_a_caption_is_the_token_as_in_the_public_tokenizer(clip, tmp_path):
+    from transformers import CLIPTokenizer
+
+    clip.save(tmp_path)
+    theirs = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    for text in ("the <|endoftext|> cat", "the!<|endoftext|>cat", "<|startoftext|>x"):
+        assert clip.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert clip.eot in clip.encode("the <|endoftext|> cat")

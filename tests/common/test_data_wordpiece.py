@@ -62,3 +62,12 @@ def test_a_line_feed_alone_ends_a_line_of_a_vocabulary_and_a_byte_order_mark_is_
     found = WordPiece.load(tmp_path)
     assert len(found) == len(tokens)
     assert found.encode_batch(["the cat sat"]) == [[6, 7, 8]]
+
+
+def test_special_strings_in_a_text_are_text(trained, tmp_path):
+    trained.save(tmp_path)
+    text = "the [MASK] cat[SEP]"
+    (ids,) = trained.encode_batch([text])
+    assert not {trained.mask, trained.sep} & set(ids)
+    theirs = BertTokenizer.from_pretrained(tmp_path)
+    assert ids == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)

@@ -169,6 +169,10 @@ def test_gradients_flow_through_encode(tmp_path):
     assert not encoder.training
     encoder.encode(torch.rand(2, 4, 2)).pooled.sum().backward()
     assert encoder.model.encoder.weight_ih_l0.grad.abs().sum() > 0
+    with torch.no_grad():
+        tokens, pooled = encoder.encode(torch.rand(2, 4, 2))
+    assert not tokens.requires_grad
+    assert not pooled.requires_grad
 
 
 HOSTILE = [

@@ -1,5 +1,7 @@
 """CLIP's data modules on shards, folders and sets that the tests write themselves."""
 
+import gzip
+
 import pytest
 import torch
 from PIL import Image
@@ -160,7 +162,7 @@ def test_labels_follow_the_sorted_folders_and_counts_must_agree(folders, tmp_pat
 def test_an_image_that_cannot_be_decoded_is_an_error_with_its_path(tmp_path):
     (tmp_path / "n01").mkdir()
     (tmp_path / "n01" / "bad.png").write_bytes(tiny.png(3)[:50])
-    with pytest.raises(EncoreError, match=r"bad\.png: not a readable image"):
+    with pytest.raises(EncoreError, match=r"bad\.png: cannot be decoded"):
         class_folders(str(tmp_path), ["a"], 16)[0]
 
 
@@ -194,3 +196,62 @@ def test_shapes_for_testing_are_the_same_for_every_seed_and_never_seen_in_traini
     assert sorted(one.test_labels.tolist()) == list(range(38))
     assert not torch.equal(one.train.images, two.train.images)
     assert one.train.tokens.max() == one.tokenizer.eot
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "L", "RGB"])
+def test_as_released_resizes_what_is_stored_and_converts_last(mode, tmp_path):
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+    from common.formats.images import load_image, opened
+    from papers.clip.images import MEAN, STD
+
+    noise = torch.randint(256, (40, 50, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.numpy())
+    (picture.quantize(16) if mode == "P" else picture.convert(mode)).save(tmp_path / "a.png", exif=_turned())
+    resize = Resize(16, interpolation=InterpolationMode.BICUBIC)
+    official = Compose([resize, CenterCrop(16), lambda image: image.convert("RGB"), ToTensor(), Normalize(MEAN, STD)])
+    expected = official(Image.open(tmp_path / "a.png"))
+    ours = image_transform(16, train=False, as_released=True)(opened(tmp_path / "a.png"))
+    assert torch.allclose(ours, expected, atol=1e-6)
+    house = image_transform(16, train=False)(load_image(tmp_path / "a.png"))
+    assert not torch.allclose(house, expected, atol=1e-2)
+
+
+def _turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_stems_with_dots_are_pairs_and_other_members_of_a_stem_are_passed_over(tmp_path):
+    members = [
+        ("photo.1", "png", tiny.png(10)),
+        ("photo.1", "txt", b"1"),
+        ("photo.2", "txt", b"2"),
+        ("photo.2", "png", tiny.png(20)),
+        ("plain", "png", tiny.png(30)),
+        ("plain", "seg.png", tiny.png(99)),
+        ("plain", "seg.txt", b"99"),
+        ("plain", "txt", b"3"),
+    ]
+    tiny.shard(tmp_path / "0.tar", members)
+    batches, dataset = stream_of(tmp_path / "0.tar", 1, batch_size=3)
+    assert sorted(captions(batches)) == [1, 2, 3]
+    red = batches[0]["image"][:, 0].mean(dim=(1, 2)) * 0.26862954 + 0.48145466
+    assert (red * 255).round().tolist() == [10 * caption for caption in captions(batches)]
+    assert not any(dataset.report().values())
+
+
+def stream_of(shard, count: int, **options):
+    dataset = CaptionShards(expand_shards(str(shard)), TRANSFORM, TOKENIZER, seed=0, **options)
+    batches = iter(dataset)
+    return [next(batches) for _ in range(count)], dataset
+
+
+def test_compressed_shards_and_pointers_say_what_to_do(shards, tmp_path):
+    (tmp_path / "0.tar").write_bytes(gzip.compress((shards / "0.tar").read_bytes()))
+    with pytest.raises(EncoreError, match=r"0\.tar: is compressed.*gunzip"):
+        expand_shards(str(tmp_path / "0.tar"))
+    (tmp_path / "0.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 6\n")
+    with pytest.raises(EncoreError, match=r"0\.tar: is a git-lfs pointer"):
+        expand_shards(str(tmp_path / "0.tar"))

@@ -187,6 +187,37 @@ def test_a_released_file_in_half_precision_loads_without_being_told_its_size(tmp
         torch.testing.assert_close(loaded.encode_text(tokens(4)), model.encode_text(tokens(4)), atol=0.02, rtol=0)
 
 
+@torch.no_grad()
+def test_a_training_checkpoint_with_wrapped_names_is_the_same_model(tmp_path, images):
+    image = VisionTransformer(image_size=24, patch_size=8, dim=64, depth=1, embed_dim=20, mlp_dim=96)
+    text = TextTransformer(dim=64, depth=2, vocab_size=60, context_length=11, embed_dim=20)
+    model = tiny.randomise(CLIP(image, text))
+        CLIP(image, TextTransformer(dim=64, depth=2, vocab_size=60, context_length=11, embed_dim=20))
+    )
+    state = interop.RELEASED_VIT.to_theirs(model.state_dict())
+    for prefix in ("module.", "module._orig_mod.", "_orig_mod.", "model."):
+        wrapped = {"epoch": 3, "name": "run", "state_dict": {prefix + name: value for name, value in state.items()}}
+        torch.save(wrapped | {"optimizer": {"state": {}}}, tmp_path / "epoch_3.pt")
+        loaded = interop.from_released(tmp_path / "epoch_3.pt").eval()
+        assert torch.equal(loaded.encode_image(images), model.encode_image(images))
+        interop.load_pretrained(loaded, tmp_path / "epoch_3.pt")
+        assert torch.equal(loaded.encode_text(tokens(4)), model.encode_text(tokens(4)))
+
+
+@torch.no_grad()
+def test_the_width_of_the_mlps_is_free(tmp_path, images):
+    image = VisionTransformer(image_size=24, patch_size=8, dim=64, depth=1, embed_dim=20, mlp_dim=96)
+    text = TextTransformer(dim=64, depth=2, vocab_size=60, context_length=11, embed_dim=20, mlp_dim=40)
+    model = tiny.randomise(CLIP(image, text))
+    interop.to_hub(model, tmp_path)
+    theirs = CLIPModel.from_pretrained(tmp_path).eval()
+    assert (theirs.config.vision_config.intermediate_size, theirs.config.text_config.intermediate_size) == (96, 40)
+    ours = interop.from_hub(tmp_path).eval()
+    expected = theirs(pixel_values=images, input_ids=tokens(4))
+    torch.testing.assert_close(ours.encode_image(images), expected.image_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.encode_text(tokens(4)), expected.text_embeds, atol=1e-5, rtol=1e-5)
+
+
 def test_a_file_that_is_no_clip_is_an_error_that_says_so(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(EncoreError, match=r"other\.pt: unknown weight; it holds another model"):

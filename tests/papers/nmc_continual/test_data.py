@@ -185,7 +185,7 @@ def test_folders_and_pictures_that_are_missing_or_broken_are_named(renditions, t
     data = SplitImageNetR(root=str(renditions), **SIZE)
     data.setup()
     data.train_set.items = [tmp_path / "n01" / "a.jpg"]
-    with pytest.raises(EncoreError, match=r"a\.jpg: not a readable image"):
+    with pytest.raises(EncoreError, match=r"a\.jpg: cannot be decoded"):
         data.train_set[0]
 
 

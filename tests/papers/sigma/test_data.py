@@ -67,9 +67,9 @@ def test_object_clips_read_davis_s_layout_and_score_a_clip(tmp_path):
     with pytest.raises(EncoreError, match="short: has 5 frames, a clip needs 8"):
         short.test[0]
     (tmp_path / "JPEGImages" / "480p" / "car" / "00001.jpg").write_bytes(b"no image")
-    with pytest.raises(EncoreError, match=r"00001\.jpg: cannot be read as an image"):
+    with pytest.raises(EncoreError, match=r"00001\.jpg: cannot be decoded"):
         module.test[0]
-    with pytest.raises(EncoreError, match=r"none\.txt: the list of sequences cannot be read"):
+    with pytest.raises(EncoreError, match=r"none\.txt: cannot be read"):
         data.ObjectVideos(str(tmp_path), sequences="none.txt", **options)
 
 
