@@ -99,12 +99,12 @@ class LabelledImages(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        items: Sequence[Any],
+        items: Sequence[Any] | np.ndarray,
         labels: Sequence[int] | np.ndarray,
         transform: Callable[[Image.Image], Tensor],
         read: Callable[[str | Path], Image.Image] = load_image,
     ) -> None:
-        self.items, self.labels, self.transform, self.read = items, labels, transform, read
+        self.items, self.labels, self.transform, self.read = items, np.asarray(labels), transform, read
 
     def __len__(self) -> int:
         return len(self.labels)

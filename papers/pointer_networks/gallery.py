@@ -6,14 +6,14 @@ from torch import Tensor
 
 from common.gallery import Drawing, Gallery
 from common.training.run import Run
-from papers.pointer_networks.claims import BEAM, Recipe, train
+from papers.pointer_networks.claims import BEAM, Plan, train
 from papers.pointer_networks.geometry import PAD, Ints
 from papers.pointer_networks.inference import decode
 from papers.pointer_networks.model import Seq2Seq
 from papers.pointer_networks.problems import Problem, held_out
 
-HULLS = Recipe(hidden_dim=96, steps=700, test=0, lr=2e-2)
-TOURS = Recipe(hidden_dim=96, steps=1000, test=0, lr=2e-2)
+HULLS = Plan(hidden_dim=96, steps=700, test=0, lr=2e-2)
+TOURS = Plan(hidden_dim=96, steps=1000, test=0, lr=2e-2)
 
 
 def gallery(folder: Path, seed: int = 0) -> Gallery:
