@@ -47,9 +47,10 @@ def train(
     points: tuple[int, int],
     architecture: Architecture = "pointer",
     hidden_dim: int | None = None,
+    split: str = "train",
 ) -> Seq2Seq:
     """A model trained with Adam, warm-up and cosine decay, gradients clipped at 2.0, on sets of `points` (least, most);
-    run.seed seeds weights and data alike.
+    run.seed seeds weights and data alike. split: another name for the sets, where arms train on other ones.
     """
     run.settings(architecture=architecture, problem=problem, points=points)
     L.seed_everything(run.seed, verbose=False)
@@ -60,7 +61,7 @@ def train(
         optim=claim_optim(plan.lr, plan.steps),
     )
     sets = SolvedSets(problem, *points)
-    run.split("train", first_sets(run, plan, sets))
+    run.split(split, first_sets(run, plan, sets))
     train_on(
         run,
         module,

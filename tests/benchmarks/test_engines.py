@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import psutil
@@ -136,15 +137,13 @@ def test_a_task_asks_for_what_the_paper_declares_and_must_fit_on_one_machine(tre
 def test_slurm_jobs_write_results_and_a_timeout_is_requeued_from_the_checkpoint(tree, monkeypatch):
     """With submitit's local executor in the place of SLURM."""
     monkeypatch.setenv("TOY_SECONDS", "3")
-    done = []
     interrupted = []
 
-    def interrupt_once(unit):
-        """submitit's way to say that the time is over, sent to the job of the unit as soon as another has finished."""
-        done.append(unit)
-        if not interrupted and (child := UNIT.runner()):
-            interrupted.append(psutil.Process(child).parent())
-            interrupted[0].send_signal(signal.SIGUSR2)
+    def interrupt_once():
+        """submitit's way to say that the time is over, sent to the job of the unit once it has done a step."""
+        wait_until(lambda: finished_steps(UNIT) >= 1 and UNIT.runner(), 90)
+        interrupted.append(psutil.Process(UNIT.runner()).parent())
+        interrupted[0].send_signal(signal.SIGUSR2)
 
     monkeypatch.setattr(slurm_engine, "POLL_SECONDS", 0.05)
     jobs = jobs_of([0])
@@ -153,8 +152,10 @@ def test_slurm_jobs_write_results_and_a_timeout_is_requeued_from_the_checkpoint(
         '    os.environ["TOY_SECONDS"] = "0" if run.arm == "baseline" else "6"\n    state_file = run',
         "papers/toy/claims.py",
     )
-    assert slurm_engine.run_units(jobs, workers=None, finished=interrupt_once, cluster="local") == {}
-    assert len(done) == 2
+    watch = threading.Thread(target=interrupt_once)
+    watch.start()
+    assert slurm_engine.run_units(jobs, workers=None, cluster="local") == {}
+    watch.join()
     assert interrupted
     assert attempts(UNIT) == 2
     assert UNIT.result()["metrics"] == EXPECTED["method", 0]

@@ -82,7 +82,7 @@ def test_two_runs_on_one_folder_run_every_unit_once(tree, monkeypatch):
 
 
 def test_when_one_of_two_runs_dies_the_other_takes_over_its_units(tree, monkeypatch):
-    monkeypatch.setenv("TOY_SECONDS", "2")
+    monkeypatch.setenv("TOY_SECONDS", "6")  # the first run must still be at its units when it is killed
     tree.edit("seeds: [0, 1, 2]", "seeds: [0, 1]")
     first = start(tree, "--workers", "2")
     wait_until(lambda: len(tree.calls()) == 2)
@@ -91,7 +91,7 @@ def test_when_one_of_two_runs_dies_the_other_takes_over_its_units(tree, monkeypa
     assert len(set(tree.calls())) == 4, "the second run did not go round the units of the first"
     first.kill()
     first.communicate()
-    out, error = second.communicate(timeout=60)
+    out, error = second.communicate(timeout=120)
     assert second.returncode == 0, error
     assert "units that another process is running" in out
     assert len(metrics(tree)) == 4

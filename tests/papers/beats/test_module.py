@@ -405,5 +405,5 @@ def test_bad_members_and_configs_are_errors_that_name_the_file(commands, tmp_pat
         ensemble.score(*ensemble.average([first], loader)[:2], True)
     with pytest.raises(EncoreError, match="--device quantum: there is no such device"):
         ensemble.run(["--config", "none.yaml", str(first), "--device", "quantum"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(EncoreError, match=r"File does not exist: .*none\.yaml"):
         ensemble.run([str(first), "--config", str(tmp_path / "none.yaml")])
