@@ -147,6 +147,8 @@ def tree(tmp_path, monkeypatch):
     for name, value in {"ENCORE_ROOT": root, "TOY_CALLS": calls_file}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("ENCORE_RUNS", raising=False)
+    for module in [name for name in sys.modules if f"{name}.".startswith("papers.toy.")]:
+        monkeypatch.delitem(sys.modules, module)  # of another test's tree
     fingerprint.forget()
 
     def write(name: str, text: str) -> Path:
