@@ -36,7 +36,7 @@ CORNERS = "corners"
 EXPORTED = "exported.pt"
 CONTINUED = ("clip", CORNERS)  # by sharded processes
 OVERRIDES = {  # sets of one size: the mean over tokens of each half is then the mean over all
-    "pointer_networks": ["--data.problem", "tsp", "--data.min_points", "6", "--model.lr", "0.05"],
+    "pointer_networks": ["--data.problem", "tsp", "--data.min_points", "6", "--model.optim.lr", "0.05"],
     CORNERS: ["--trainer.gradient_clip_val", "0.05"],  # each gradient is longer
     "clip": ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2"],
     "videomae_v2": ["--data.train_clips", "32"],
