@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.paper import catalog, facts, paths
+from benchmarks.paper import catalog, paths
 from benchmarks.paper.files import read_json
 from benchmarks.run.engines import Job, child
 from benchmarks.run.records import read_curves, read_record
@@ -207,7 +207,7 @@ def test_a_damaged_result_counts_as_none_and_is_made_again(tree):
 def test_a_damaged_committed_file_stops_no_reader(tree, name):
     put_record(tree)
     paper = catalog.load_one("toy")
-    facts.compute(paper)
+    tree.encore("facts", "toy")
     file = tree.root / "benchmarks/results/toy" / name
     whole = file.read_text()
     verdicts = set()

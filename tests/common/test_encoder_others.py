@@ -119,7 +119,7 @@ def test_a_continual_learners_vit_agrees_with_transformers(tmp_path):
     close(tokens, theirs(pixel_values=images).last_hidden_state)
     close(pooled, model(images))
     arguments = {"backbone": described("papers.nmc_continual.model.SmallResNet", image_size=8)}
-    with pytest.raises(EncoreError, match="only a ViT"):
+    with pytest.raises(EncoreError, match="only a FrozenViT"):
         exported_encoder(
             "nmc_continual", "NMC", arguments, SmallResNet(image_size=8), "backbone.", tmp_path / "b", False
         )

@@ -44,7 +44,7 @@ def test_hulls_and_tours_are_those_of_the_test_sets(tmp_path, monkeypatch):
     from papers.pointer_networks import gallery
     from papers.pointer_networks.problems import held_out
 
-    tiny = gallery.Recipe(hidden_dim=8, steps=2, test=0, batch_size=4)
+    tiny = gallery.Plan(hidden_dim=8, steps=2, test=0, batch_size=4)
     monkeypatch.setattr(gallery, "HULLS", tiny)
     monkeypatch.setattr(gallery, "TOURS", tiny)
     made = gallery.gallery(tmp_path)
