@@ -22,6 +22,7 @@ def in_child(work: Callable[[], Any], kill_after: float | None = None, number: i
     child = os.fork()
     if child == 0:
         status = 1
+        torch.set_num_threads(1)  # the threads of an OpenMP team are not forked: waiting for them would never end
         try:
             if kill_after is not None:
                 timer = threading.Timer(kill_after, os.kill, (os.getpid(), number))
