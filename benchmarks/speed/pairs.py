@@ -17,13 +17,13 @@ def vit(side: Side, folder: Path, size: Size) -> Subject:
     """ViT-B/16 at 224 px and 1,000 classes; small: 32 px in patches of 4, width 64, 10 classes. Peer: transformers."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    from benchmarks.speed.vit import load_hub_vit
+    from benchmarks.speed.vit import HUB_CLASSIFIER
 
     sizes, batch, classes = VIT_SIZES[size]
     images, labels = torch.randn(batch, 3, sizes["image_size"], sizes["image_size"]), torch.randint(classes, (batch,))
     if side == "ours":
         model: Any = _our_vit(sizes, classes)
-        load_hub_vit(model, folder)
+        HUB_CLASSIFIER.load(model, folder)
         return Subject(model, lambda: F.cross_entropy(model(images), labels), lambda: model(images))
     config = ViTConfig(
         image_size=sizes["image_size"], patch_size=sizes["patch_size"], hidden_size=sizes["dim"],
@@ -45,14 +45,14 @@ def vit_timm(side: Side, folder: Path, size: Size) -> Subject:
     from safetensors.torch import load_file, save_file
     from timm.models.vision_transformer import VisionTransformer
 
-    from benchmarks.speed.vit import from_timm
+    from benchmarks.speed.vit import TIMM_CLASSIFIER
 
     sizes, batch, classes = VIT_SIZES[size]
     images, labels = torch.randn(batch, 3, sizes["image_size"], sizes["image_size"]), torch.randint(classes, (batch,))
     file = folder / "timm.safetensors"
     if side == "ours":
         model: Any = _our_vit(sizes, classes)
-        model.load_state_dict(from_timm(load_file(file)))
+        model.load_state_dict(TIMM_CLASSIFIER.to_ours(load_file(file), file))
     else:
         model = VisionTransformer(
             img_size=sizes["image_size"], patch_size=sizes["patch_size"], embed_dim=sizes["dim"], depth=sizes["depth"],

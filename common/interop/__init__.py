@@ -2,12 +2,10 @@
 
 from common.interop.weights import (
     check_and_load,
-    fuse_qkv,
     load_config,
     load_weights,
     read_checkpoint,
     save_weights,
-    split_qkv,
 )
 
-__all__ = ["check_and_load", "fuse_qkv", "load_config", "load_weights", "read_checkpoint", "save_weights", "split_qkv"]
+__all__ = ["check_and_load", "load_config", "load_weights", "read_checkpoint", "save_weights"]

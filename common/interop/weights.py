@@ -177,14 +177,3 @@ def names(items: list[str], separator: str = ", ", most: int = 3) -> str:
     """The first few of a list, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return separator.join(items[:most]) + more
-
-
-def fuse_qkv(state: State, q: str, k: str, v: str, target: str) -> None:
-    """In place: rows of q, k, v (e.g. "...q_proj.weight") become one tensor under `target`, in that order."""
-    state[target] = torch.cat([state.pop(q), state.pop(k), state.pop(v)])
-
-
-def split_qkv(state: State, source: str, *targets: str) -> None:
-    """In place: the inverse of fuse_qkv, for two (k, v) or three (q, k, v) equal parts."""
-    parts = state.pop(source).chunk(len(targets))
-    state.update({name: part.clone() for name, part in zip(targets, parts)})

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from common.errors import EncoreError
-from common.interop import check_and_load, fuse_qkv, load_config, load_weights, read_checkpoint, save_weights, split_qkv
+from common.interop import check_and_load, load_config, load_weights, read_checkpoint, save_weights
+from common.interop.layout import Fused, Layout
 
 
 def test_a_directory_saved_here_loads_with_the_same_weights(tmp_path: Path) -> None:
@@ -77,8 +78,8 @@ def test_weights_of_another_size_say_what_differs() -> None:
 
 
 def test_fusing_and_splitting_are_inverse_and_ordered() -> None:
-    state = {name: torch.full((2, 3), float(i)) for i, name in enumerate("qkv")}
-    fuse_qkv(state, "q", "k", "v", "qkv")
+    layout = Layout([Fused(("q", "k", "v"), "qkv")])
+    state = layout.to_ours({name: torch.full((2, 3), float(i)) for i, name in enumerate("qkv")})
     assert state["qkv"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
-    split_qkv(state, "qkv", "q", "k", "v")
+    state = layout.to_theirs(state)
     assert {k: float(v[0, 0]) for k, v in state.items()} == {"q": 0, "k": 1, "v": 2}

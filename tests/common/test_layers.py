@@ -229,7 +229,7 @@ def test_random_masks_are_exact_and_uniform_and_tokens_go_back_where_they_were()
 def test_vit_equals_the_transformers_class(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
-    from benchmarks.speed.vit import load_hub_vit
+    from benchmarks.speed.vit import HUB_CLASSIFIER
 
     config = ViTConfig(
         hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=24, image_size=8, patch_size=4,
@@ -238,7 +238,7 @@ def test_vit_equals_the_transformers_class(tmp_path: Path) -> None:
     theirs = ViTForImageClassification(config).eval()
     ours = ViT(image_size=8, patch_size=4, dim=12, depth=2, num_heads=3, mlp_dim=24, num_classes=5).eval()
     theirs.save_pretrained(tmp_path)
-    load_hub_vit(ours, tmp_path)
+    HUB_CLASSIFIER.load(ours, tmp_path)
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images).logits, atol=1e-5, rtol=0)
